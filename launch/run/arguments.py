@@ -1,0 +1,59 @@
+"""What the entry points share of the command line: parsing, devices, and the ends of a run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from launch.cluster import distributed
+from launch.run import config as configs
+from launch.run import describe
+from launch.run.errors import BAD_INPUT, DONE
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line and exit code 2."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        print(f"error: {self.prog}: {message}", file=sys.stderr)
+        raise SystemExit(BAD_INPUT)
+
+
+def parser(command: str, doc: str, example: str) -> Parser:
+    """A parser with `--simulate` and the flags of a cluster."""
+    made = Parser(
+        prog=f"python -m launch.{command}",
+        description=doc.partition("\n")[0],
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    made.add_argument(
+        "--simulate", type=int, default=0, metavar="N", help="N CPU devices in place of real ones"
+    )
+    distributed.add_arguments(made)
+    return made
+
+
+def parse(
+    made: Parser, argv: Sequence[str] | None
+) -> tuple[argparse.Namespace, str | None, list[str]]:
+    """The arguments, the experiment that `--config` names, and the overrides of its keys.
+
+    Raises ValueError for a flag without its value.
+    """
+    spec, overrides, rest = configs.split_arguments(sys.argv[1:] if argv is None else list(argv))
+    if {"-h", "--help"} & set(rest):
+        made.print_help()
+        config = configs.defaults() if spec is None else configs.load(spec, overrides)
+        print(f"\n{describe.describe(config)}")
+        raise SystemExit(DONE)
+    return made.parse_args(rest), spec, overrides
+
+
+def start(arguments: argparse.Namespace) -> None:
+    """Make the devices: simulated ones, a cluster's, or those of this machine."""
+    if arguments.simulate:
+        distributed.simulate(arguments.simulate)
+    distributed.initialize(arguments)

@@ -1,0 +1,131 @@
+"""From a built run to its end: what is opened before the loop, and what follows it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import jax
+
+from launch.cluster import hardware
+from launch.data.loader import Loader, check_fingerprint
+from launch.run import config as configs
+from launch.run import environment, errors, report
+from launch.run.build import Run, loader, open_data
+from launch.run.checkpoint import Checkpoints
+from launch.run.faults import Faults
+from launch.run.loop import Loop
+from launch.run.meter import Meter
+from launch.run.metrics import Progress, Writer
+from launch.run.profile import Profiler
+from launch.run.signals import Signals
+from launch.run.state import abstract_state, initial_state
+from launch.run.workdir import WorkDir
+from nn.analysis import flops
+
+SPLITS = ("train", "validation", "test")
+
+
+def open_run(run: Run, workdir: str, profile: str | None) -> Loop:
+    """Check everything that can be wrong, then make the work directory; compiles nothing.
+
+    Raises ValueError, FileNotFoundError and the like: see the parts that raise them.
+    """
+    config, rank = run.config, jax.process_index()
+    work = WorkDir(workdir, rank)
+    work.check(configs.to_json(config))
+    loaders = {
+        split: loader(config, open_data(config, split), split == "train") for split in SPLITS
+    }
+    fingerprint = loaders["train"].fingerprint()
+    profiler = Profiler(profile, work.profile, 0, config.train.steps)
+    work.open(configs.to_json(config), environment.describe())
+    project = config.metrics.wandb_project if config.metrics.wandb else None
+    return Loop(
+        run=run,
+        work=work,
+        checkpoints=Checkpoints(work.checkpoints, config.train.keep_checkpoints),
+        loaders=loaders,
+        writer=Writer(
+            work.path, config.metrics.tensorboard, project, config.to_dict(), process_index=rank
+        ),
+        progress=Progress(config.train.steps, config.train.log_every, quiet=rank > 0),
+        meter=_meter(run, loaders["train"]),
+        profiler=profiler,
+        metadata={
+            "config": config.to_dict(),
+            "config_digest": configs.digest(config),
+            "data": fingerprint,
+            "versions": environment.versions(),
+        },
+    )
+
+
+def _meter(run: Run, train: Loader) -> Meter:
+    """Counts examples or tokens, and the floating-point operations of one step."""
+    rule, config = run.rule, run.config
+    rows = {name: jax.ShapeDtypeStruct((config.data.batch_size, *x.shape[1:]), x.dtype)
+            for name, x in train.batch(0).items()}  # fmt: skip
+    counted = flops.count(rule.update, abstract_state(rule), rows)
+    tokens = 0
+    if config.objective.name == "next_token":
+        tokens = config.data.batch_size * config.data.sequence_length
+    peak = hardware.peak_flops(rule.task.model.dtype)
+    return Meter(
+        examples=0 if tokens else config.data.batch_size,
+        tokens=tokens,
+        flops=counted.total,
+        peak=None if peak is None else peak * rule.task.mesh.size,
+    )
+
+
+def restore(loop: Loop) -> Any:
+    """The newest saved state, or the first one."""
+    rule = loop.run.rule
+    if loop.checkpoints.latest_step() is None:
+        loop.writer.truncate(0)
+        return initial_state(rule, loop.run.config.seed)
+    state, metadata = loop.checkpoints.restore(abstract_state(rule))
+    check_fingerprint(metadata["data"], loop.metadata["data"])
+    loop.writer.truncate(int(state.step))
+    loop.progress.say(f"going on from step {int(state.step)}")
+    return state
+
+
+def train(loop: Loop) -> int:
+    """Run the loop and what follows it. Returns an exit code."""
+    with errors.guard_input():
+        state = restore(loop)
+        faults = Faults.from_environment()
+    with Signals() as signals:
+        state, code = loop.train(state, signals, faults)
+        if code == errors.DONE:
+            loop.save(state)
+        loop.checkpoints.wait()
+    if code == errors.DONE:
+        finish(loop, state)
+    ends = {errors.DONE: "done", errors.PREEMPTED: "preempted"}
+    loop.profiler.close()
+    loop.writer.close()
+    loop.checkpoints.close()
+    loop.work.close(ends[code] if code in ends else "failed", f"exit code {code}")
+    return code
+
+
+def finish(loop: Loop, state: Any) -> None:
+    """The last evaluation beside the baselines, a sample, the curves."""
+    run = loop.run
+    rows = {split: loop.evaluate(state, split) for split in ("validation", "test")}
+    if jax.process_index():
+        return
+    references = report.baselines(run, "validation")
+    if references:
+        rows["validation"] |= references
+        rows["test"] |= report.baselines(run, "test")
+    print(f"\n{report.table(rows)}\n")
+    text = report.sample(run, state)
+    if text is not None:
+        print(f"--- sample ---\n{text}\n--------------")
+    if path := report.plot(loop.work.path, references):
+        print(f"curves: {path}")
+    sys.stdout.flush()

@@ -1,0 +1,312 @@
+"""The decoder-only transformer: GPT-2, Llama 3 and their kin are configs of one block.
+
+Radford et al. 2019 (GPT-2: layer norm before each block, learned positions, biases, tied head);
+Touvron et al. 2023, Llama Team 2024 (RMS norm, rotary positions, gated feed-forward, grouped-query
+attention, no biases).
+
+Legend: B batch, T positions, D residual width, V vocabulary (v: this shard's part), L layers,
+G key and value heads, S cached positions, K head width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nn import activations, initializers, names
+from nn.layers import embed, norm
+from nn.layers.attention import Attention, Cache, Table, attention_mask
+from nn.layers.dense import FeedForward
+from nn.layers.dropout import Dropout
+from nn.layers.position import SCALINGS, Rotary, sinusoids
+from nn.parallel import BATCH_AXES, Layer, axis_size, bound_axis, leave, vary
+from nn.parallel.tensor import sequence_axes
+
+REMAT = {
+    "none": None,
+    "block": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+POSITIONS = dict.fromkeys(("learned", "sinusoidal", "rotary", "alibi", "none"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    vocab_size: int = 256  # tokens
+    context_length: int = 1024  # positions that the model can tell apart
+    dim: int = 256  # residual width D
+    num_layers: int = 4
+    num_heads: int = 4  # query heads
+    num_kv_heads: int = 0  # key and value heads; 0: as many as query heads
+    head_dim: int = 0  # width of a head; 0: dim / num_heads
+    mlp_dim: int = 0  # hidden units of the feed-forward block; 0: 4 * dim
+    activation: str = "gelu_tanh"  # a gated one (swiglu, geglu) adds a third matrix
+    norm: str = "layer"  # layer | rms
+    norm_eps: float = 1e-5
+    position: str = "learned"  # learned | sinusoidal | rotary | alibi | none
+    rope_theta: float = 10000.0  # base of the rotary frequencies
+    rope_scaling: str = "none"  # none | linear | ntk | yarn | llama3
+    rope_factor: float = 1.0  # new context over the context of training
+    rope_original_length: int = 8192  # positions, context of training
+    rope_low: float = 1.0  # turns: lower end of the ramp between scaled and kept frequencies
+    rope_high: float = 4.0  # turns: upper end
+    bias: bool = True  # biases in dense layers and layer norms
+    tie_embeddings: bool = True  # the head is the embedding table
+    window: int = 0  # a query sees this many positions up to itself; 0: all
+    dropout: float = 0.0  # probability
+    init_std: float = 0.02  # of weights; those that write to the residual: / sqrt(2 num_layers)
+    remat: str = "none"  # none | block | dots: what the backward pass computes again
+    scan_unroll: int = 1  # layers per iteration of the loop over depth; 0: all of them
+
+    def __post_init__(self) -> None:
+        for field in ("vocab_size", "context_length", "dim", "num_layers", "num_heads"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"model.{field}={getattr(self, field)}: must be at least 1")
+        if not self.head_dim and self.dim % self.num_heads:
+            raise ValueError(
+                f"model.num_heads={self.num_heads} does not divide model.dim={self.dim}; "
+                f"nearest that does: {_nearest_divisor(self.dim, self.num_heads)}"
+            )
+        if self.num_heads % self.kv_heads:
+            raise ValueError(
+                f"model.num_kv_heads={self.num_kv_heads} does not divide "
+                f"model.num_heads={self.num_heads}; nearest that does: "
+                f"{_nearest_divisor(self.num_heads, self.kv_heads)}"
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"model.dropout={self.dropout}: must be in [0, 1)")
+        names.lookup("model.remat", self.remat, REMAT)
+        names.lookup("model.position", self.position, POSITIONS)
+        names.lookup("model.norm", self.norm, norm.NORMS)
+        names.lookup("model.rope_scaling", self.rope_scaling, SCALINGS)
+        activations.get(self.activation)
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def head_width(self) -> int:
+        return self.head_dim or self.dim // self.num_heads
+
+    @property
+    def rotary(self) -> Rotary:
+        return Rotary(
+            self.rope_theta,
+            self.rope_scaling,
+            self.rope_factor,
+            self.rope_original_length,
+            self.rope_low,
+            self.rope_high,
+        )
+
+
+class Block(Layer):
+    """x + attention(norm(x)), then x + mlp(norm(x)); the carry of the scan over depth."""
+
+    config: Config
+    train: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        carry: tuple[jax.Array, Cache | None],
+        layer: jax.Array,
+        positions_BT: jax.Array,
+        mask: jax.Array | None,
+        rotary: Table | None,
+    ) -> tuple[tuple[jax.Array, Cache | None], None]:
+        c = self.config
+        x_BTD, cache = carry
+        wide = initializers.normal(c.init_std)
+        narrow = initializers.normal(c.init_std * (2 * c.num_layers) ** -0.5)
+        drop = Dropout(c.dropout, ("batch", "tokens", None), self.train)
+        h_BTD, cache = Attention(
+            heads=c.num_heads,
+            kv_heads=c.kv_heads,
+            head_dim=c.head_width,
+            bias=c.bias,
+            alibi=c.position == "alibi",
+            dropout=c.dropout,
+            train=self.train,
+            kernel_init=wide,
+            out_init=narrow,
+            name="attention",
+        )(
+            norm.make(c.norm, c.norm_eps, c.bias, "attention_norm")(x_BTD),
+            positions_BT,
+            mask,
+            rotary,
+            cache=cache,
+            layer=layer,
+        )
+        x_BTD = x_BTD + drop(h_BTD)
+        h_BTD = FeedForward(
+            hidden=c.mlp_dim or 4 * c.dim,
+            activation=c.activation,
+            bias=c.bias,
+            train=self.train,
+            kernel_init=wide,
+            down_init=narrow,
+            name="mlp",
+        )(norm.make(c.norm, c.norm_eps, c.bias, "mlp_norm")(x_BTD))
+        x_BTD = x_BTD + drop(h_BTD)
+        self.sow("intermediates", "residual", x_BTD)
+        return (x_BTD, cache), None
+
+
+class Model(Layer):
+    """Tokens to logits. `hidden` and `head` are its two halves, for losses over chunks."""
+
+    config: Config
+    dtype: Any = jnp.float32  # compute dtype
+    train: bool = False  # dropout on
+
+    def setup(self) -> None:
+        c = self.config
+        init = initializers.normal(c.init_std)
+        self.embed = embed.Embed(c.vocab_size, c.dim, self.dtype, init)
+        if c.position == "learned":
+            self.positions = embed.PositionTable(c.context_length, c.dim, init)
+        self.dropout = Dropout(c.dropout, ("batch", "tokens", None), self.train)
+        block = Block
+        if c.remat != "none":
+            block = nn.remat(Block, policy=REMAT[c.remat], prevent_cse=False)
+        self.blocks = nn.scan(
+            block,
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=c.num_layers,
+            unroll=c.scan_unroll or c.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(c, self.train)
+        self.final_norm = norm.make(c.norm, c.norm_eps, c.bias, "final_norm")
+        if not c.tie_embeddings:
+            self.output = embed.Head(c.vocab_size, table_init=init)
+
+    def hidden(
+        self,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array | None = None,
+        segments_BT: jax.Array | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Final normed states (B, T, D), all positions of this shard, and the cache.
+
+        Args:
+          positions_BT: position of each token in its document; 0, 1, ... by default.
+          segments_BT: document of each token; a token sees its own document only.
+          cache: keys and values so far; it is written at `positions_BT`.
+        """
+        c = self.config
+        if positions_BT is None:
+            positions_BT = jnp.arange(tokens_BT.shape[1])[None] + jnp.zeros_like(tokens_BT)
+        x_BTD = self.embed(tokens_BT)
+        if c.position == "learned":
+            x_BTD = x_BTD + self.positions(positions_BT, self.dtype)
+        elif c.position == "sinusoidal":
+            x_BTD = x_BTD + sinusoids(leave(positions_BT), c.dim).astype(self.dtype)
+        x_BTD = self.dropout(vary(x_BTD, (*BATCH_AXES, *sequence_axes())))
+        mask = self._mask(positions_BT, segments_BT, cache)
+        rotary = c.rotary.table(positions_BT, c.head_width) if c.position == "rotary" else None
+        carry, _ = self.blocks((x_BTD, cache), jnp.arange(c.num_layers), positions_BT, mask, rotary)
+        x_BTD, cache = carry
+        return embed.head_input(self.final_norm(x_BTD)), cache
+
+    def head(self, x_BTD: jax.Array) -> jax.Array:
+        """Logits of this shard's part of the vocabulary, (B, T, D) -> (B, T, v)."""
+        return self.embed.attend(x_BTD) if self.config.tie_embeddings else self.output(x_BTD)
+
+    def __call__(self, tokens_BT: jax.Array, **inputs: Any) -> jax.Array:
+        """Logits (B, T, v); inputs as in `hidden`. Sows "attention" and "residual" per layer."""
+        return self.head(self.hidden(tokens_BT, **inputs)[0])
+
+    def empty_cache(self, batch: int, length: int) -> Cache:
+        """Room for `length` positions of `batch` rows, this shard's heads only."""
+        c = self.config
+        split = [axis] if (axis := bound_axis("kv_heads")) else []
+        shape = (c.num_layers, batch, c.kv_heads // axis_size(split), length, c.head_width)
+        return vary(Cache.zeros(shape, self.dtype), (*BATCH_AXES, *split))
+
+    def _mask(
+        self, positions_BT: jax.Array, segments_BT: jax.Array | None, cache: Cache | None
+    ) -> jax.Array | None:
+        window = self.config.window
+        if cache is not None:
+            stored = jnp.arange(cache.key.shape[3])[None]
+            return attention_mask(positions_BT, stored, causal=True, window=window)
+        # Within one row, order is that of the columns, whatever the positions say.
+        columns = jnp.arange(positions_BT.shape[1])[None]
+        return attention_mask(
+            columns,
+            columns,
+            causal=True,
+            window=window,
+            query_segments=segments_BT,
+            key_segments=segments_BT,
+        )
+
+
+def _nearest_divisor(number: int, wanted: int) -> int:
+    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    return min(divisors, key=lambda d: (abs(d - wanted), d))
+
+
+def _gpt2(dim: int, layers: int, heads: int) -> Config:
+    return Config(
+        vocab_size=50257, context_length=1024, dim=dim, num_layers=layers, num_heads=heads
+    )
+
+
+def _llama3(dim: int, layers: int, heads: int, mlp: int) -> Config:
+    return Config(
+        vocab_size=128256,
+        context_length=8192,
+        dim=dim,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=8,
+        mlp_dim=mlp,
+        activation="swiglu",
+        norm="rms",
+        position="rotary",
+        rope_theta=500000.0,
+        bias=False,
+        tie_embeddings=False,
+    )
+
+
+def _llama31(config: Config, factor: float) -> Config:
+    return dataclasses.replace(
+        config, context_length=131072, rope_scaling="llama3", rope_factor=factor
+    )
+
+
+PRESETS = {
+    "gpt2": _gpt2(768, 12, 12),
+    "gpt2-medium": _gpt2(1024, 24, 16),
+    "gpt2-large": _gpt2(1280, 36, 20),
+    "gpt2-xl": _gpt2(1600, 48, 25),
+    "llama3-8b": _llama3(4096, 32, 32, 14336),
+    "llama3-70b": _llama3(8192, 80, 64, 28672),
+    "llama3-405b": _llama31(_llama3(16384, 126, 128, 53248), 8.0),
+    "llama3.2-1b": dataclasses.replace(
+        _llama31(_llama3(2048, 16, 32, 8192), 32.0), tie_embeddings=True
+    ),
+}
+
+
+def tiny() -> Config:
+    """A model that a CPU trains in a second; every size differs, so that no mix-up passes."""
+    return Config(vocab_size=96, context_length=24, dim=32, num_layers=2, num_heads=4, mlp_dim=64)
+
+
+def example(config: Config, batch: int) -> tuple[jax.Array, ...]:
+    """Positional inputs of the model: tokens (batch, T)."""
+    length = min(config.context_length, 16)
+    return (jnp.arange(batch * length, dtype=jnp.int32).reshape(batch, -1) % config.vocab_size,)

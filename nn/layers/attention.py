@@ -1,0 +1,211 @@
+"""Dot-product attention: multi-head, grouped-query, causal, windowed, cross, packed, cached.
+
+Legend: B batch, T query positions, S key positions, D residual width, H query heads, G key and
+value heads, R = H / G queries per key head, K head width, L layers.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from nn import initializers
+from nn.layers.dropout import Dropout
+from nn.layers.position import alibi_slopes, rotate
+from nn.parallel import Layer, axis_index, bound_axis, einsum, enter
+from nn.parallel.weight import Initializer
+
+Table = tuple[jax.Array, jax.Array]  # cos and sin of the rotary embedding
+
+
+class Cache(struct.PyTreeNode):
+    """Keys and values of the positions seen so far, all layers: (L, B, G, S, K)."""
+
+    key: jax.Array
+    value: jax.Array
+
+    @classmethod
+    def zeros(cls, shape: tuple[int, ...], dtype: jnp.dtype) -> Cache:
+        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+    def write(
+        self, layer: jax.Array, positions_BT: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array
+    ) -> Cache:
+        """Store new keys and values of one layer at each row's own positions."""
+        rows = jnp.arange(positions_BT.shape[0])[:, None]
+
+        def put(store: jax.Array, new: jax.Array) -> jax.Array:
+            # Positions outside the store (padding) are dropped rather than clamped onto others.
+            return store.at[layer, rows, :, positions_BT].set(new.astype(store.dtype), mode="drop")
+
+        return Cache(put(self.key, k_BTGK), put(self.value, v_BTGK))
+
+
+def attention_mask(
+    query_positions: jax.Array,
+    key_positions: jax.Array,
+    *,
+    causal: bool,
+    window: int = 0,
+    query_segments: jax.Array | None = None,
+    key_segments: jax.Array | None = None,
+) -> jax.Array | None:
+    """Which query may look at which key: bool (B or 1, 1, T, S), or None for "all".
+
+    positions: (B or 1, T) and (B or 1, S). window: a query sees itself and window - 1 positions
+    before it (Beltagy et al. 2020; on both sides when not causal); 0: no limit.
+    segments: documents of a packed row; a query sees its own only.
+    """
+    distance = query_positions[:, :, None] - key_positions[:, None, :]
+    allowed = []
+    if causal:
+        allowed.append(distance >= 0)
+    if window:
+        allowed.append(distance < window)
+        if not causal:
+            allowed.append(distance > -window)
+    if query_segments is not None and key_segments is not None:
+        allowed.append(query_segments[:, :, None] == key_segments[:, None, :])
+    if not allowed:
+        return None
+    mask = allowed[0]
+    for more in allowed[1:]:
+        mask = mask & more
+    return mask[:, None]
+
+
+def attend(
+    q_BTHK: jax.Array,
+    k_BGSK: jax.Array,
+    v_BGSK: jax.Array,
+    mask: jax.Array | None,
+    bias: jax.Array | None = None,
+    dropout: Dropout | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """softmax(q k^T / sqrt(K) + bias) v; Vaswani et al. 2017, eq. 1; scores in float32.
+
+    Args:
+      mask: bool, broadcasts to (B, 1, T, S); bias: float, broadcasts to (B, H, T, S).
+    Returns:
+      (B, T, H, K), and the attention weights (B, H, T, S).
+    """
+    B, T, H, K = q_BTHK.shape
+    G, S = k_BGSK.shape[1:3]
+    q = q_BTHK * jnp.asarray(K**-0.5, q_BTHK.dtype)
+    q_BGRTK = q.reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
+    # Queries that share a key head are rows of one product.
+    scores = jnp.einsum(
+        "bgnk,bgsk->bgns",
+        q_BGRTK.reshape(B, G, -1, K),
+        k_BGSK,
+        preferred_element_type=jnp.float32,
+    ).reshape(B, H, T, S)
+    if bias is not None:
+        scores = scores + bias
+    if mask is not None:
+        scores = jnp.where(mask, scores, -1e30)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BGSK.dtype)
+    if dropout is not None:
+        weights = dropout(weights)
+    out = jnp.einsum("bgns,bgsk->bgnk", weights.reshape(B, G, -1, S), v_BGSK)
+    out = out.reshape(B, G, H // G, T, K).transpose(0, 3, 1, 2, 4)
+    return out.reshape(B, T, H, K), weights
+
+
+class Attention(Layer):
+    """Multi-head attention (Vaswani et al. 2017), grouped-query (Ainslie et al. 2023).
+
+    heads, kv_heads: kv_heads divides heads; equal for multi-head, 1 for multi-query.
+    alibi: linear position biases (Press et al. 2021).
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    bias: bool = False
+    alibi: bool = False
+    dropout: float = 0.0
+    train: bool = False
+    kernel_init: Initializer = initializers.lecun_normal(0, (1, 2))
+    out_init: Initializer = initializers.lecun_normal((0, 1), 2)
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        positions_BT: jax.Array,
+        mask: jax.Array | None = None,
+        rotary: Table | None = None,
+        memory_BSD: jax.Array | None = None,
+        cache: Cache | None = None,
+        layer: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Attend within x, or from x to `memory_BSD` (cross attention).
+
+        positions_BT: of all the positions of the block (not of a sequence shard).
+        mask: see `attention_mask`; rotary: see `Rotary.table`.
+        cache, layer: new keys and values are stored, and attention is over the whole store.
+        Returns (B, T, D) and the cache.
+        """
+        width = x_BTD.shape[-1]
+        x_BTD = enter(x_BTD, "heads")
+        q, k, v = self._project(x_BTD, x_BTD if memory_BSD is None else memory_BSD)
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        if cache is not None:
+            assert layer is not None
+            cache = cache.write(layer, positions_BT, k, v)
+            k, v = cache.key[layer], cache.value[layer]
+        else:
+            k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+        bias = self._alibi(positions_BT, k.shape[2], cache) if self.alibi else None
+        drop = Dropout(self.dropout, ("batch", "heads", "sequence", None), self.train)
+        out, weights = attend(q, k, v, mask, bias, drop)
+        self.sow("intermediates", "attention", weights)
+        out_kernel = self.weight(
+            "out_kernel",
+            (self.heads, self.head_dim, width),
+            ("heads", "head_dim", "embed"),
+            self.out_init,
+        )
+        y_BTD = einsum("bthk,hkd->btd", out, out_kernel, scatter="t")
+        if self.bias:
+            out_bias = self.weight("out_bias", (width,), (None,), initializers.zeros)
+            y_BTD = y_BTD + out_bias.beside(y_BTD)
+        return y_BTD, cache
+
+    def _project(
+        self, x_BTD: jax.Array, memory_BSD: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries (B, T, H, K), keys and values (B, S, G, K)."""
+
+        def one(name: str, source: jax.Array, heads: int, axis: str) -> jax.Array:
+            shape = (source.shape[-1], heads, self.head_dim)
+            kernel = self.weight(
+                f"{name}_kernel", shape, ("embed", axis, "head_dim"), self.kernel_init
+            )
+            y = einsum("btd,dhk->bthk", source, kernel)
+            if not self.bias:
+                return y
+            names = (axis, "head_dim")
+            b = self.weight(f"{name}_bias", (heads, self.head_dim), names, initializers.zeros)
+            return y + b.beside(y)
+
+        return (
+            one("query", x_BTD, self.heads, "heads"),
+            one("key", memory_BSD, self.kv_heads, "kv_heads"),
+            one("value", memory_BSD, self.kv_heads, "kv_heads"),
+        )
+
+    def _alibi(self, positions_BT: jax.Array, keys: int, cache: Cache | None) -> jax.Array:
+        """-slope * distance for this shard's heads, (B, H, T, S)."""
+        axis = bound_axis("heads")
+        slopes = jnp.asarray(alibi_slopes(self.heads))
+        if axis is not None:
+            own = self.heads // jax.lax.axis_size(axis)
+            slopes = jax.lax.dynamic_slice_in_dim(slopes, axis_index(axis) * own, own)
+        key_positions = positions_BT if cache is None else jnp.arange(keys)[None]
+        distance = positions_BT[:, :, None] - key_positions[:, None, :]
+        return -slopes[None, :, None, None] * jnp.abs(distance)[:, None].astype(jnp.float32)

@@ -1,0 +1,47 @@
+"""Dropout whose mask does not depend on the mesh (Srivastava et al. 2014)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nn.parallel import BATCH_AXES, bound_axis
+from nn.parallel.random import keep_mask
+from nn.parallel.tensor import sequence_axes
+
+
+def split_axes(name: str | None) -> tuple[str, ...]:
+    """Mesh axes that split a dimension of an activation.
+
+    "batch"; "tokens": positions between blocks; "sequence": positions inside a block, where
+    sequence parallelism has gathered them; else a logical name of the rules table.
+    """
+    if name == "batch":
+        return BATCH_AXES
+    if name == "tokens":
+        return sequence_axes()
+    if name == "sequence":
+        return ("context",)
+    axis = bound_axis(name)
+    return () if axis in (None, "fsdp") else (axis,)
+
+
+class Dropout(nn.Module):
+    """Zero a share `rate` of the elements in training and scale the rest by 1 / (1 - rate).
+
+    names: one per dimension of the input (see `split_axes`), so that the mask is a function of
+      the global position. Uses the "dropout" stream of random keys.
+    """
+
+    rate: float
+    names: tuple[str | None, ...]
+    train: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if not self.train or self.rate == 0.0:
+            return x
+        key = self.make_rng("dropout")
+        keep = keep_mask(key, self.rate, x.shape, [split_axes(name) for name in self.names])
+        return jnp.where(keep, x / (1.0 - self.rate), jnp.zeros((), x.dtype))

@@ -1,0 +1,114 @@
+"""Positions: sinusoids, rotary embeddings with their published scalings, ALiBi.
+
+Legend: B batch, T positions, H heads, K head width, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nn import names
+
+
+def sinusoids(positions_BT: jax.Array, width: int) -> jax.Array:
+    """sin and cos of geometrically spaced frequencies, (B, T) -> (B, T, D), float32.
+
+    Vaswani et al. 2017, section 3.5, with the sines in the first half of the width and the cosines
+    in the second (a fixed permutation of the paper's interleaved order).
+    """
+    rate = 10000.0 ** (-np.arange(0, width, 2, dtype=np.float32) / width)
+    angle = positions_BT[..., None].astype(jnp.float32) * rate.reshape(1, 1, -1)
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)[..., :width]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+    """Rotary embedding (Su et al. 2021): pairs (i, i + K/2) are turned by position * frequency_i.
+
+    theta: base of the frequencies.
+    scaling: how a longer context than that of training is reached:
+      "none"; "linear": positions divided by `factor` (Chen et al. 2023);
+      "ntk": base enlarged so that the lowest frequency is divided by `factor`;
+      "yarn": a ramp between the two, and a temperature (Peng et al. 2023);
+      "llama3": low frequencies divided by `factor`, a ramp, high ones kept (Llama 3, 2024).
+    factor: ratio of the new context to the old.
+    original_length: positions seen in training before scaling.
+    low, high: ends of the ramp: turns over the original length (llama3: low_freq_factor,
+      high_freq_factor; yarn: alpha, beta).
+    """
+
+    theta: float = 10000.0
+    scaling: str = "none"
+    factor: float = 1.0
+    original_length: int = 8192
+    low: float = 1.0
+    high: float = 4.0
+
+    def frequencies(self, width: int) -> tuple[np.ndarray, float]:
+        """Angular frequency of each of the width/2 pairs (float64); the scale of sin and cos."""
+        names.lookup("rotary scaling", self.scaling, SCALINGS)
+        theta = self.theta
+        if self.scaling == "ntk":
+            theta *= self.factor ** (width / (width - 2))
+        rate = theta ** (-np.arange(0, width, 2, dtype=np.float64) / width)
+        turns = self.original_length * rate / (2 * math.pi)
+        if self.scaling == "linear":
+            return rate / self.factor, 1.0
+        if self.scaling == "llama3":
+            keep = np.clip((turns - self.low) / (self.high - self.low), 0.0, 1.0)
+            return rate * keep + rate / self.factor * (1 - keep), 1.0
+        if self.scaling == "yarn":
+            keep = 1 - self._yarn_ramp(width)
+            temperature = 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+            return rate * keep + rate / self.factor * (1 - keep), temperature
+        return rate, 1.0
+
+    def _yarn_ramp(self, width: int) -> np.ndarray:
+        """0 for pairs that turn more than `high` times, 1 below `low`, linear in the pair index."""
+
+        def pair(turns: float) -> float:
+            length = self.original_length / (turns * 2 * math.pi)
+            return width * math.log(length) / (2 * math.log(self.theta))
+
+        first = max(math.floor(pair(self.high)), 0)
+        last = min(math.ceil(pair(self.low)), width - 1)
+        return np.clip((np.arange(width // 2) - first) / max(last - first, 1e-3), 0.0, 1.0)
+
+    def table(self, positions_BT: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
+        """cos and sin, each (B, T, 1, K/2), float32."""
+        rate, scale = self.frequencies(width)
+        angle = positions_BT[..., None, None].astype(jnp.float32) * rate.astype(np.float32).reshape(
+            1, 1, 1, -1
+        )
+        return jnp.cos(angle) * scale, jnp.sin(angle) * scale
+
+
+SCALINGS = dict.fromkeys(("none", "linear", "ntk", "yarn", "llama3"))
+
+
+def rotate(x_BTHK: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Turn each pair of features by its angle; computed in float32."""
+    cos, sin = table
+    a, b = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return turned.astype(x_BTHK.dtype)
+
+
+def alibi_slopes(heads: int) -> np.ndarray:
+    """Slope per head, (H,), float32: 2^(-8 i / H), i from 1 (Press et al. 2021).
+
+    For a number of heads that is no power of two, the slopes of the next lower power come first and
+    every other slope of the next higher one follows, as in the authors' code.
+    """
+
+    def powers(n: int) -> np.ndarray:
+        return 2.0 ** (-8.0 * np.arange(1, n + 1) / n)
+
+    base = 2 ** math.floor(math.log2(heads))
+    slopes = np.concatenate([powers(base), powers(2 * base)[::2]])
+    return slopes[:heads].astype(np.float32)

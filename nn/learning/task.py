@@ -1,0 +1,51 @@
+"""What a learning rule is given: the model, the objective, and where they run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from nn import parallel
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A problem to learn, on a mesh.
+
+    model: without its `train` flag set. example: positional inputs of `model.init`.
+    objective: a file of nn/objectives, with its `Config`.
+    mesh, rules: every device of the run, and which axis splits what.
+    param_dtype: of the stored parameters. loss_scale: initial factor of the loss; above 1 it
+      adapts (float16). stochastic_rounding: of updates to parameters of low precision.
+    """
+
+    model: nn.Module
+    example: tuple[Any, ...]
+    objective: Any
+    objective_config: Any
+    optimizer: optax.GradientTransformation
+    mesh: jax.sharding.Mesh
+    rules: parallel.Rules = dataclasses.field(default_factory=parallel.Rules)
+    param_dtype: Any = jnp.float32
+    loss_scale: float = 1.0
+    stochastic_rounding: bool = False
+
+    def variables(self, seed: int) -> dict[str, Any]:
+        """Initial parameters and statistics, each `Named`; the same numbers on every mesh."""
+        variables = self.model.init(jax.random.key(seed), *self.example)
+        return {name: tree for name, tree in variables.items() if name != "intermediates"}
+
+    def variable_specs(self) -> dict[str, Any]:
+        """A PartitionSpec per leaf of `variables`, by collection."""
+        named = jax.eval_shape(lambda: self.variables(0))
+        return parallel.specs(named, self.rules, self.mesh)
+
+    def batch_specs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """PartitionSpecs of a batch: examples over the batch axes."""
+        return {name: parallel.batch_spec(self.mesh, x.ndim) for name, x in batch.items()}

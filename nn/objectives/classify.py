@@ -1,0 +1,60 @@
+"""Choose one class of several: softmax cross-entropy over the model's outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nn import losses
+from nn.objectives.sums import Batch, Sums, Variables, apply
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    label_smoothing: float = 0.0  # probability spread over the classes (Szegedy et al. 2016)
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise ValueError(f"objective.label_smoothing={self.label_smoothing}: must be in [0, 1)")
+
+
+def sums(
+    config: Config,
+    model: nn.Module,
+    variables: Variables,
+    batch: Batch,
+    key: jax.Array,
+    train: bool,
+) -> tuple[Sums, Variables]:
+    """Sums over this shard's examples of "loss" (nats), "accuracy" and "top5".
+
+    batch: inputs (B, ...), labels (B,) int32, mask (B,) float32; after mixup also
+    labels_mixed (B,) and mix (B,), the weight of `labels` (Zhang et al. 2018).
+    """
+    model = model.clone(train=train)
+    logits_BC, variables = apply(model, variables, batch["inputs"], key=key, train=train)
+    logits_BC = logits_BC.astype(jnp.float32)
+    labels_B, mask_B = batch["labels"], batch["mask"]
+
+    def loss(labels: jax.Array) -> jax.Array:
+        return losses.softmax_cross_entropy(
+            logits_BC, labels, label_smoothing=config.label_smoothing
+        )
+
+    loss_B = loss(labels_B)
+    if "labels_mixed" in batch:
+        mix_B = batch["mix"]
+        loss_B = mix_B * loss_B + (1 - mix_B) * loss(batch["labels_mixed"])
+    rank_B = losses.rank(logits_BC, labels_B)
+    count = jnp.sum(mask_B)
+
+    def total(values_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jnp.sum(values_B * mask_B), count
+
+    result = {"loss": total(loss_B), "accuracy": total(rank_B == 0)}
+    if logits_BC.shape[1] > 10:
+        result["top5"] = total(rank_B < 5)
+    return result, variables

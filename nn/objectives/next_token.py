@@ -1,0 +1,102 @@
+"""Predict the next token: cross-entropy of a language model.
+
+The head is applied to one chunk of positions at a time and computed again in the backward pass, so
+that the full logits (B, T, V) never exist when `chunks` > 1; a vocabulary split over the mesh is
+never gathered.
+
+Legend: B batch, T positions, D width, N chunks, C positions per chunk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from nn import losses
+from nn.objectives.sums import Batch, Sums, Variables, apply
+from nn.parallel import bound_axis
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    label_smoothing: float = 0.0  # probability spread over the vocabulary
+    z_loss: float = 0.0  # weight of the squared log-partition (Chowdhery et al. 2022)
+    chunks: int = 1  # pieces in which the logits are computed
+
+    def __post_init__(self) -> None:
+        if self.chunks < 1:
+            raise ValueError(f"objective.chunks={self.chunks}: must be at least 1")
+
+
+def sums(
+    config: Config,
+    model: nn.Module,
+    variables: Variables,
+    batch: Batch,
+    key: jax.Array,
+    train: bool,
+) -> tuple[Sums, Variables]:
+    """Sums over this shard's tokens of "loss" (nats) and "accuracy".
+
+    batch: inputs, targets, segments, positions (B, T) int32, mask (B, T) float32.
+    Raises ValueError when chunks does not divide the positions.
+    """
+    model = model.clone(train=train)
+    (hidden_BTD, _), variables = apply(
+        model,
+        variables,
+        batch["inputs"],
+        batch["positions"] if "positions" in batch else None,
+        batch["segments"] if "segments" in batch else None,
+        key=key,
+        train=train,
+        method="hidden",
+    )
+    split = "tensor" if bound_axis("vocab") else None
+
+    def chunk(hidden_BCD: jax.Array, targets_BC: jax.Array, mask_BC: jax.Array) -> Any:
+        logits: Any = model.apply(variables, hidden_BCD, method="head")
+        loss_BC = losses.softmax_cross_entropy(
+            logits,
+            targets_BC,
+            label_smoothing=config.label_smoothing,
+            z_loss=config.z_loss,
+            axis_name=split,
+        )
+        hit_BC = losses.correct(logits, targets_BC, axis_name=split)
+        return jnp.sum(loss_BC * mask_BC), jnp.sum(hit_BC * mask_BC)
+
+    mask_BT = batch["mask"]
+    loss, hits = _over_chunks(chunk, config.chunks, hidden_BTD, batch["targets"], mask_BT)
+    count = jnp.sum(mask_BT)
+    return {"loss": (loss, count), "accuracy": (hits, count)}, variables
+
+
+def _over_chunks(chunk: Any, chunks: int, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sum `chunk` over pieces of dimension 1; each piece is computed again in the backward pass."""
+    if chunks == 1:
+        return chunk(*arrays)
+    length = arrays[0].shape[1]
+    if length % chunks:
+        near = min(
+            (c for c in range(1, length + 1) if length % c == 0), key=lambda c: abs(c - chunks)
+        )
+        raise ValueError(
+            f"objective.chunks={chunks} does not divide {length} positions; nearest: {near}"
+        )
+
+    def pieces(x: jax.Array) -> jax.Array:
+        return x.reshape(x.shape[0], chunks, -1, *x.shape[2:]).swapaxes(0, 1)
+
+    step = jax.checkpoint(chunk)
+    totals = jax.lax.map(lambda piece: step(*piece), tuple(pieces(a) for a in arrays))
+    return totals[0].sum(), totals[1].sum()
+
+
+def derived(means: dict[str, float]) -> dict[str, float]:
+    """Metrics that follow from the means: bits per token."""
+    return {"bits_per_token": means["loss"] / 0.6931471805599453}

@@ -1,0 +1,188 @@
+"""The mesh, its axis names, and the table that maps the logical names of dimensions to them.
+
+A mesh always has all six axes, slow links first; an axis of size 1 is treated as absent
+everywhere, so the same module runs on a pod, on one device, and with no mesh at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from nn import names as naming
+
+AXES = ("pipe", "data", "fsdp", "expert", "context", "tensor")
+BATCH_AXES = ("data", "fsdp", "expert")  # examples are split over these
+SEQUENCE_AXES = ("context",)  # positions of a sequence are split over these
+
+# Logical name of a dimension of a weight -> the mesh axis that splits it.
+WEIGHT_RULES: Mapping[str, str | None] = MappingProxyType(
+    {
+        "embed": "fsdp",  # the residual width
+        "mlp": "tensor",  # hidden units between two dense layers
+        "heads": "tensor",
+        "kv_heads": "tensor",
+        "head_dim": None,
+        "vocab": "tensor",
+        "expert": "expert",
+        "layers": "pipe",
+        "conv_in": "fsdp",
+        "channels": "tensor",  # channels between two convolutions
+        "state": None,
+        "norm": None,
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Which mesh axis splits which logical dimension.
+
+    weights: logical name -> mesh axis or None.
+    sequence_parallel: between blocks, positions are also split over `tensor`
+        (Korthikanti et al. 2022), so that norms and dropout are not computed twice.
+    """
+
+    weights: Mapping[str, str | None] = dataclasses.field(default_factory=lambda: WEIGHT_RULES)
+    sequence_parallel: bool = False
+
+    def axis(self, name: str | None) -> str | None:
+        """The mesh axis of a logical name; raises ValueError on a name the table lacks."""
+        return None if name is None else naming.lookup("logical axis", name, self.weights)
+
+
+def parse_rules(text: str, sequence_parallel: bool) -> Rules:
+    """`Rules` with overrides such as "mlp=,embed=data": name=axis, an empty axis replicates."""
+    table = dict(WEIGHT_RULES)
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        name, equals, axis = (piece.strip() for piece in part.partition("="))
+        if not equals:
+            raise ValueError(f"mesh.rules: {part!r} is not of the form name=axis")
+        naming.lookup("logical axis in mesh.rules", name, table)
+        if axis:
+            naming.lookup("mesh axis in mesh.rules", axis, dict.fromkeys(AXES))
+        table[name] = axis or None
+    return Rules(MappingProxyType(table), sequence_parallel)
+
+
+_RULES: contextvars.ContextVar[Rules] = contextvars.ContextVar("rules", default=Rules())
+
+
+@contextlib.contextmanager
+def use_rules(rules: Rules) -> Iterator[None]:
+    """The rules that layers traced inside this block follow."""
+    token = _RULES.set(rules)
+    try:
+        yield
+    finally:
+        _RULES.reset(token)
+
+
+def current_rules() -> Rules:
+    return _RULES.get()
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices.
+
+    Args:
+      sizes: axis -> size; missing axes have size 1, at most one may be -1 (what is left).
+      devices: all devices by default.
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices; names a mesh that would.
+    """
+    devices = list(jax.devices()) if devices is None else list(devices)
+    shape = dict.fromkeys(AXES, 1)
+    for axis, size in sizes.items():
+        naming.lookup("mesh axis", axis, shape)
+        if size == 0 or size < -1:
+            raise ValueError(f"mesh.{axis}={size}: must be a positive size, or -1 for what is left")
+        shape[axis] = size
+    free = [axis for axis, size in shape.items() if size == -1]
+    if len(free) > 1:
+        raise ValueError(f"mesh.{free[0]} and mesh.{free[1]} are both -1: only one may be")
+    fixed = math.prod(size for size in shape.values() if size != -1)
+    if free and len(devices) % fixed == 0:
+        shape[free[0]] = len(devices) // fixed
+    if math.prod(shape.values()) != len(devices):
+        wanted = " x ".join(f"{a}={s}" for a, s in shape.items() if s not in (1, -1)) or "1"
+        raise ValueError(
+            f"mesh {wanted} needs a multiple of {fixed} devices"
+            f"{'' if free else f' (exactly {fixed})'} but there are {len(devices)}; "
+            f"nearest mesh that fits: {_nearest_mesh(shape, len(devices))}"
+        )
+    grid = np.asarray(devices).reshape(tuple(shape.values()))
+    if devices[0].platform == "tpu" and len(devices) > 1:
+        from jax.experimental import mesh_utils  # physical torus order; needs real TPU coordinates
+
+        grid = mesh_utils.create_device_mesh(tuple(shape.values()), devices=devices)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _nearest_mesh(shape: Mapping[str, int], devices: int) -> str:
+    """The wanted sizes, each cut to a divisor of what is left, with `data` taking the rest."""
+    left, parts = devices, []
+    for axis in ("tensor", "context", "expert", "pipe", "fsdp"):
+        size = math.gcd(left, max(shape[axis], 1))
+        left //= size
+        if size > 1:
+            parts.append(f"{axis}={size}")
+    return " ".join([f"data={left}", *parts])
+
+
+def present(mesh: Mesh | None, axes: Sequence[str]) -> tuple[str, ...]:
+    """Those of `axes` that the mesh really splits (size above 1)."""
+    return () if mesh is None else tuple(a for a in axes if mesh.shape[a] > 1)
+
+
+def weight_spec(
+    path: str, shape: Sequence[int], names: Sequence[str | None], rules: Rules, mesh: Mesh
+) -> P:
+    """The partition of one weight.
+
+    Raises:
+      ValueError: one mesh axis would split two dimensions, or a size does not divide.
+    """
+    entries: list[str | None] = []
+    for size, name in zip(shape, names, strict=True):
+        axis = rules.axis(name)
+        axis = axis if axis is not None and mesh.shape[axis] > 1 else None
+        if axis is not None and axis in entries:
+            raise ValueError(
+                f"weight {path}: mesh axis {axis!r} splits two of its dimensions {tuple(names)}; "
+                f"map one of them elsewhere with mesh.rules"
+            )
+        if axis is not None and size % mesh.shape[axis]:
+            good = math.gcd(size, mesh.shape[axis])
+            raise ValueError(
+                f"weight {path}: dimension {name!r} of size {size} is not divisible by mesh.{axis}="
+                f"{mesh.shape[axis]}; nearest size of the axis that divides it: {good}"
+            )
+        entries.append(axis)
+    return P(*entries)
+
+
+def batch_spec(mesh: Mesh, ndim: int, sequence_dim: int | None = None) -> P:
+    """Examples over data, fsdp and expert; positions, where there are any, over context."""
+    entries: list[tuple[str, ...] | None] = [present(mesh, BATCH_AXES) or None]
+    entries += [None] * (ndim - 1)
+    if sequence_dim is not None and sequence_dim < ndim:
+        entries[sequence_dim] = present(mesh, SEQUENCE_AXES) or None
+    return P(*entries)
+
+
+def shardings(mesh: Mesh, specs: Any) -> Any:
+    """`NamedSharding`s for a tree of `PartitionSpec`s."""
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda x: isinstance(x, P)
+    )

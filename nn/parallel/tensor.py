@@ -1,0 +1,68 @@
+"""The sharded einsum, and the two ends of a region whose sequence is split over `tensor`.
+
+Column and row parallelism (Shoeybi et al. 2019) need no code of their own: a weight split
+along an output dimension gives a split output, a weight split along a contracted one gives
+partial products that are summed here. Sequence parallelism (Korthikanti et al. 2022) turns that
+sum into a reduce-scatter along the sequence.
+
+Legend: B batch, T positions, D residual width.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from nn.parallel import collectives
+from nn.parallel.mesh import current_rules
+from nn.parallel.weight import Weight, bound_axis
+
+
+def einsum(equation: str, x: jax.Array, weight: Weight, scatter: str | None = None) -> jax.Array:
+    """`jnp.einsum(equation, x, weight)` for a weight that may be split over the mesh.
+
+    Args:
+      equation: explicit, two operands, for example "btd,df->btf".
+      x: activations; their dtype is the dtype of the product.
+      weight: its fsdp dimensions are gathered; a contracted split dimension is summed over.
+      scatter: label of the output's sequence dimension. Under sequence parallelism the output
+        then holds this shard's positions only.
+    """
+    labels, output = equation.split(",")[1].split("->")
+    y = jnp.einsum(equation, x, weight.whole(like=x))
+    summed = [
+        axis
+        for dim, label in enumerate(labels)
+        if label not in output and (axis := weight.split_over(dim)) is not None
+    ]
+    dim = output.index(scatter) if scatter is not None and sequence_is_split() else None
+    for axis in summed:
+        if axis == "tensor" and dim is not None:
+            y = collectives.psum_scatter(y, axis, dim)
+        else:
+            y = collectives.psum(y, axis)
+    if dim is not None and "tensor" not in summed:
+        y = collectives.local_slice(y, "tensor", dim)
+    return y
+
+
+def sequence_is_split() -> bool:
+    """Whether, between blocks, the sequence is split over `tensor` here."""
+    return current_rules().sequence_parallel and bool(collectives.bound(["tensor"]))
+
+
+def enter(x_BTD: jax.Array, name: str) -> jax.Array:
+    """Gather the positions before a block whose weights are split along `name`."""
+    if not sequence_is_split():
+        return x_BTD
+    return collectives.all_gather(x_BTD, "tensor", 1, same=bound_axis(name) != "tensor")
+
+
+def leave(x_BTD: jax.Array) -> jax.Array:
+    """Keep this shard's positions of a value that holds all of them."""
+    return collectives.local_slice(x_BTD, "tensor", 1) if sequence_is_split() else x_BTD
+
+
+def sequence_axes() -> tuple[str, ...]:
+    """The mesh axes that split the positions between blocks."""
+    return ("context", "tensor") if sequence_is_split() else ("context",)

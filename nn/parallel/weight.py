@@ -1,0 +1,139 @@
+"""Weights that are born with the logical names of their dimensions.
+
+A layer asks for a weight by its global shape. Outside `shard_map` (initialisation, one device)
+it gets all of it; inside, its local share. Either way it gets a `Weight`, which carries the
+names, so that the sharded einsum knows what to gather and what to sum.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from nn.parallel import collectives
+from nn.parallel.mesh import Rules, current_rules, weight_spec
+
+Names = tuple[str | None, ...]
+Initializer = Callable[[jax.Array, Sequence[int]], jax.Array]
+
+
+class Named(struct.PyTreeNode, nn.meta.AxisMetadata[Any]):
+    """A value with one logical name (or None) per dimension, as stored in a variables tree."""
+
+    value: Any
+    names: Names = struct.field(pytree_node=False)
+
+    def unbox(self) -> Any:
+        return self.value
+
+    def replace_boxed(self, val: Any) -> Named:
+        return self.replace(value=val)
+
+    def add_axis(self, index: int, params: Mapping[Any, Any]) -> Named:
+        name = params[nn.PARTITION_NAME]
+        return self.replace(names=(*self.names[:index], name, *self.names[index:]))
+
+    def remove_axis(self, index: int, params: Mapping[Any, Any]) -> Named:
+        return self.replace(names=(*self.names[:index], *self.names[index + 1 :]))
+
+
+def bound_axis(name: str | None) -> str | None:
+    """The mesh axis that splits a logical dimension here, or None."""
+    axis = current_rules().axis(name)
+    return axis if axis is not None and collectives.bound([axis]) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """The local share of a weight and the names of its dimensions. Lives inside one trace."""
+
+    value: jax.Array
+    names: Names
+
+    def whole(self, like: jax.Array) -> jax.Array:
+        """The value with its fsdp dimensions gathered, in the dtype of `like`.
+
+        The share is cast to the axes of `like` before it is gathered, so that the transpose is
+        a reduce-scatter over fsdp followed by a sum of the *share* over the other axes.
+        """
+        x = self.value.astype(like.dtype)
+        dims = [d for d, name in enumerate(self.names) if bound_axis(name) == "fsdp"]
+        if not dims:
+            return x
+        held = collectives.varying(like)
+        x = collectives.vary(x, held)
+        return collectives.all_gather(x, "fsdp", dims[0], same="fsdp" not in held)
+
+    def beside(self, y: jax.Array) -> jax.Array:
+        """The value in the dtype of y, ready to be added to its last dimensions."""
+        lead = (1,) * (y.ndim - self.value.ndim)
+        return self.value.astype(y.dtype).reshape(lead + self.value.shape)
+
+    def split_over(self, dim: int) -> str | None:
+        """The mesh axis, fsdp aside, over which a dimension stays split."""
+        axis = bound_axis(self.names[dim])
+        return None if axis == "fsdp" else axis
+
+
+def local_shape(shape: Sequence[int], names: Names) -> tuple[int, ...]:
+    """This shard's part of a global shape; the whole outside shard_map."""
+    return tuple(
+        size // collectives.axis_size(axis) if (axis := bound_axis(name)) else size
+        for size, name in zip(shape, names, strict=True)
+    )
+
+
+class Layer(nn.Module):
+    """A Linen module whose parameters and statistics carry logical names."""
+
+    def weight(self, name: str, shape: Sequence[int], names: Names, init: Initializer) -> Weight:
+        """A parameter of global `shape`, float32; `names` has one entry per dimension."""
+
+        def make(key: jax.Array) -> Named:
+            return Named(init(key, local_shape(shape, names)), names)
+
+        value: Any = self.param(name, make)  # Linen unboxes it
+        return Weight(value, names)
+
+    def statistic(
+        self, name: str, shape: Sequence[int], names: Names, fill: float, collection: str
+    ) -> nn.Variable[Any]:
+        """A float32 variable that is not trained (a running mean, say), filled with `fill`."""
+
+        def make() -> Named:
+            return Named(jnp.full(local_shape(shape, names), fill, jnp.float32), names)
+
+        return self.variable(collection, name, make)
+
+
+def is_named(x: Any) -> bool:
+    return isinstance(x, Named)
+
+
+def unbox(tree: Any) -> Any:
+    """The tree with every `Named` replaced by its value."""
+    return jax.tree.map(lambda x: x.value if is_named(x) else x, tree, is_leaf=is_named)
+
+
+def specs(tree: Any, rules: Rules, mesh: Mesh) -> Any:
+    """A PartitionSpec per leaf of a (possibly abstract) tree of `Named` values.
+
+    Raises:
+      ValueError: see `nn.parallel.mesh.weight_spec`; the weight is named by its path.
+    """
+
+    def one(path: Any, leaf: Any) -> P:
+        if not is_named(leaf):
+            return P()
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return weight_spec(name, leaf.value.shape, leaf.names, rules, mesh)
+
+    return jax.tree_util.tree_map_with_path(one, tree, is_leaf=is_named)

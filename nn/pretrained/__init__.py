@@ -1,0 +1,1 @@
+"""Tables between published files and our parameters: one file per format, pure NumPy, no I/O."""

@@ -1,0 +1,170 @@
+"""Radford et al. 2019, GPT-2: files of transformers' GPT2LMHeadModel, in both directions.
+
+Published files name tensors with or without "transformer." in front. Their `Conv1D` kernels are
+(in, out) like ours; `c_attn` holds queries, keys and values side by side. The head is the
+embedding table and not stored, unless the config unties it. The masks `attn.bias` and
+`attn.masked_bias` of older files are constants and ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from nn import names
+from nn.families.transformer import Config
+from nn.pretrained.table import Params, Row, Table, dense, read, require
+
+# What the format means when config.json leaves a key out.
+DEFAULTS: Mapping[str, Any] = {
+    "model_type": "gpt2",
+    "vocab_size": 50257,
+    "n_positions": 1024,
+    "n_embd": 768,
+    "n_layer": 12,
+    "n_head": 12,
+    "n_inner": None,  # None: 4 * n_embd
+    "activation_function": "gelu_new",
+    "resid_pdrop": 0.1,
+    "embd_pdrop": 0.1,
+    "attn_pdrop": 0.1,
+    "layer_norm_epsilon": 1e-5,
+    "initializer_range": 0.02,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+}
+# Theirs -> ours; of two names for one function the first is written.
+ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+    "quick_gelu": "quick_gelu",
+}
+
+
+def config_from(raw: Mapping[str, Any]) -> Config:
+    """The config of a model from the content of its config.json.
+
+    Raises:
+      ValueError: a value that is wrong, or that our transformer cannot express.
+    """
+    c = read(raw, DEFAULTS)
+    require(
+        "our transformer",
+        scale_attn_weights=(c["scale_attn_weights"], True),
+        scale_attn_by_inverse_layer_idx=(c["scale_attn_by_inverse_layer_idx"], False),
+        add_cross_attention=(c["add_cross_attention"], False),
+        embd_pdrop=(c["embd_pdrop"], c["resid_pdrop"]),
+        attn_pdrop=(c["attn_pdrop"], c["resid_pdrop"]),
+    )
+    return Config(
+        vocab_size=c["vocab_size"],
+        context_length=c["n_positions"],
+        dim=c["n_embd"],
+        num_layers=c["n_layer"],
+        num_heads=c["n_head"],
+        mlp_dim=0 if c["n_inner"] is None else c["n_inner"],
+        activation=names.lookup("activation_function", c["activation_function"], ACTIVATIONS),
+        norm_eps=c["layer_norm_epsilon"],
+        tie_embeddings=c["tie_word_embeddings"],
+        dropout=c["resid_pdrop"],
+        init_std=c["initializer_range"],
+    )
+
+
+def config_to(config: Config) -> dict[str, Any]:
+    """The content of config.json. It names no special tokens: those are the tokenizer's.
+
+    Raises:
+      ValueError: a GPT-2 cannot have a value of `config`.
+    """
+    require(
+        "a GPT-2 file",
+        num_kv_heads=(config.kv_heads, config.num_heads),
+        head_dim=(config.head_width * config.num_heads, config.dim),
+        norm=(config.norm, "layer"),
+        position=(config.position, "learned"),
+        bias=(config.bias, True),
+        window=(config.window, 0),
+    )
+    theirs = {ours: name for name, ours in reversed(ACTIVATIONS.items())}
+    return {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": config.vocab_size,
+        "n_positions": config.context_length,
+        "n_ctx": config.context_length,
+        "n_embd": config.dim,
+        "n_layer": config.num_layers,
+        "n_head": config.num_heads,
+        "n_inner": config.mlp_dim or None,
+        "activation_function": names.lookup("activation of GPT-2", config.activation, theirs),
+        "resid_pdrop": config.dropout,
+        "embd_pdrop": config.dropout,
+        "attn_pdrop": config.dropout,
+        "layer_norm_epsilon": config.norm_eps,
+        "initializer_range": config.init_std,
+        "tie_word_embeddings": config.tie_embeddings,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+
+
+def to_ours(tensors: Mapping[str, np.ndarray], config: Config) -> Params:
+    """Parameters of `nn.families.transformer` from the tensors of a file.
+
+    Raises:
+      ValueError: a tensor is missing, unknown or of the wrong shape.
+    """
+    prefixed = any(name.startswith("transformer.") for name in tensors)
+    return _table(config, "transformer." if prefixed else "").to_ours(tensors)
+
+
+def from_ours(params: Params, config: Config) -> dict[str, np.ndarray]:
+    """The tensors of a file, with "transformer." in front as transformers writes them.
+
+    Raises:
+      ValueError: a parameter is missing, unknown or of the wrong shape.
+    """
+    return _table(config, "transformer.").from_ours(params)
+
+
+def _table(config: Config, prefix: str) -> Table:
+    config_to(config)  # refuses what a GPT-2 cannot be
+    D, H, K = config.dim, config.num_heads, config.head_width
+    F = config.mlp_dim or 4 * D
+    h, attention = f"{prefix}h.{{}}", "blocks/attention"
+    qkv = [f"{attention}/{name}" for name in ("query", "key", "value")]
+    rows = [
+        Row(f"{prefix}wte.weight", ("embed/embedding",), (config.vocab_size, D)),
+        Row(f"{prefix}wpe.weight", ("positions/embedding",), (config.context_length, D)),
+        *_norm(f"{h}.ln_1", "blocks/attention_norm", D),
+        Row(f"{h}.attn.c_attn.weight", tuple(f"{x}_kernel" for x in qkv), (D, H, K), (D, H * K)),
+        Row(f"{h}.attn.c_attn.bias", tuple(f"{x}_bias" for x in qkv), (H, K), (H * K,)),
+        Row(f"{h}.attn.c_proj.weight", (f"{attention}/out_kernel",), (H, K, D), (H * K, D)),
+        Row(f"{h}.attn.c_proj.bias", (f"{attention}/out_bias",), (D,)),
+        *_norm(f"{h}.ln_2", "blocks/mlp_norm", D),
+        Row(f"{h}.mlp.c_fc.weight", ("blocks/mlp/up/kernel",), (D, F)),
+        Row(f"{h}.mlp.c_fc.bias", ("blocks/mlp/up/bias",), (F,)),
+        Row(f"{h}.mlp.c_proj.weight", ("blocks/mlp/down/kernel",), (F, D)),
+        Row(f"{h}.mlp.c_proj.bias", ("blocks/mlp/down/bias",), (D,)),
+        *_norm(f"{prefix}ln_f", "final_norm", D),
+    ]
+    if not config.tie_embeddings:
+        rows += dense("lm_head", "output/kernel", (D, config.vocab_size), 1)
+    copies = {"lm_head.weight": f"{prefix}wte.weight"} if config.tie_embeddings else {}
+    masks = r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias"
+    return Table(tuple(rows), config.num_layers, masks, copies)
+
+
+def _norm(file: str, ours: str, width: int) -> list[Row]:
+    leaves = {"weight": "scale", "bias": "bias"}
+    return [Row(f"{file}.{x}", (f"{ours}/{y}",), (width,)) for x, y in leaves.items()]

@@ -1,0 +1,208 @@
+"""Touvron et al. 2023, Llama: files of transformers' LlamaForCausalLM, in both directions.
+
+Kernels are (out, in) with the heads merged. The rotary embedding pairs features i and i + K/2, as
+ours does (Meta's own files interleave them; these do not). `lm_head` is stored unless it is tied.
+Newer configs keep the rotary options in `rope_parameters`, older ones in `rope_theta` and
+`rope_scaling`; either is read, both are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from nn import names
+from nn.families.transformer import Config
+from nn.pretrained.table import Params, Row, Table, dense, read, require
+
+# What the format means when config.json leaves a key out.
+DEFAULTS: Mapping[str, Any] = {
+    "model_type": "llama",
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,  # None: as many as attention heads
+    "head_dim": None,  # None: hidden_size / num_attention_heads
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-6,
+    "attention_dropout": 0.0,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": False,
+    "rope_theta": 10000.0,
+    "rope_scaling": None,
+    "rope_parameters": None,
+}
+# Theirs -> our gated activation; of two names for one function the first is written.
+ACTIVATIONS = {
+    "silu": "swiglu",
+    "swish": "swiglu",
+    "gelu": "geglu",
+    "gelu_pytorch_tanh": "geglu_tanh",
+    "gelu_new": "geglu_tanh",
+    "relu": "reglu",
+    "sigmoid": "glu",
+}
+# Rotary options of each rope_type: theirs -> our field. Default: no more than the base.
+ROPE_TYPES: Mapping[str, Mapping[str, str]] = {
+    "default": {},
+    "linear": {"factor": "rope_factor"},
+    "llama3": {
+        "factor": "rope_factor",
+        "low_freq_factor": "rope_low",
+        "high_freq_factor": "rope_high",
+        "original_max_position_embeddings": "rope_original_length",
+    },
+}
+
+
+def config_from(raw: Mapping[str, Any]) -> Config:
+    """The config of a model from the content of its config.json.
+
+    Raises:
+      ValueError: a value that is wrong, or that our transformer cannot express.
+    """
+    c = read(raw, DEFAULTS)
+    require(
+        "our transformer",
+        attention_dropout=(c["attention_dropout"], 0.0),
+        mlp_bias=(c["mlp_bias"], c["attention_bias"]),
+    )
+    dim, heads = c["hidden_size"], c["num_attention_heads"]
+    kv_heads, width = c["num_key_value_heads"], c["head_dim"]
+    return Config(
+        vocab_size=c["vocab_size"],
+        context_length=c["max_position_embeddings"],
+        dim=dim,
+        num_layers=c["num_hidden_layers"],
+        num_heads=heads,
+        num_kv_heads=0 if kv_heads in (None, heads) else kv_heads,
+        head_dim=0 if width is None or width * heads == dim else width,
+        mlp_dim=c["intermediate_size"],
+        activation=names.lookup("hidden_act", c["hidden_act"], ACTIVATIONS),
+        norm="rms",
+        norm_eps=c["rms_norm_eps"],
+        position="rotary",
+        bias=c["attention_bias"],
+        tie_embeddings=c["tie_word_embeddings"],
+        init_std=c["initializer_range"],
+        **_rope_from(c),
+    )
+
+
+def _rope_from(c: Mapping[str, Any]) -> dict[str, Any]:
+    """Our rotary fields from the old keys or the new ones."""
+    given = c["rope_scaling"] or c["rope_parameters"] or {}
+    rope = {
+        "rope_theta": c["rope_theta"],
+        "partial_rotary_factor": 1.0,
+        "original_max_position_embeddings": c["max_position_embeddings"],
+        "rope_type": given["type"] if "type" in given else "default",
+    } | dict(given)
+    require("our transformer", partial_rotary_factor=(rope["partial_rotary_factor"], 1.0))
+    kind = rope["rope_type"]
+    fields = names.lookup("rope_type", kind, ROPE_TYPES)
+    for key in fields:
+        if key not in rope:
+            raise ValueError(f"rope_type={kind!r} without {key!r}: needs {', '.join(fields)}")
+    found = {ours: rope[theirs] for theirs, ours in fields.items()}
+    scaling = "none" if kind == "default" else kind
+    return {"rope_theta": float(rope["rope_theta"]), "rope_scaling": scaling, **found}
+
+
+def config_to(config: Config) -> dict[str, Any]:
+    """The content of config.json. It names no special tokens: those are the tokenizer's.
+
+    Raises:
+      ValueError: a Llama cannot have a value of `config`.
+    """
+    require(
+        "a Llama file",
+        norm=(config.norm, "rms"),
+        position=(config.position, "rotary"),
+        window=(config.window, 0),
+        dropout=(config.dropout, 0.0),
+    )
+    theirs = {ours: name for name, ours in reversed(ACTIVATIONS.items())}
+    kind = "default" if config.rope_scaling == "none" else config.rope_scaling
+    fields = names.lookup("rope_scaling of Llama", kind, ROPE_TYPES)
+    scaling = {"rope_type": kind} | {key: getattr(config, ours) for key, ours in fields.items()}
+    return {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.context_length,
+        "hidden_size": config.dim,
+        "intermediate_size": config.mlp_dim or 4 * config.dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_width,
+        "hidden_act": names.lookup("activation of Llama", config.activation, theirs),
+        "rms_norm_eps": config.norm_eps,
+        "initializer_range": config.init_std,
+        "attention_dropout": config.dropout,
+        "attention_bias": config.bias,
+        "mlp_bias": config.bias,
+        "tie_word_embeddings": config.tie_embeddings,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": scaling if fields else None,
+        "rope_parameters": {"rope_theta": config.rope_theta, **scaling},
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+
+
+def to_ours(tensors: Mapping[str, np.ndarray], config: Config) -> Params:
+    """Parameters of `nn.families.transformer` from the tensors of a file.
+
+    Raises:
+      ValueError: a tensor is missing, unknown or of the wrong shape.
+    """
+    return _table(config).to_ours(tensors)
+
+
+def from_ours(params: Params, config: Config) -> dict[str, np.ndarray]:
+    """The tensors of a file, named as transformers writes them.
+
+    Raises:
+      ValueError: a parameter is missing, unknown or of the wrong shape.
+    """
+    return _table(config).from_ours(params)
+
+
+def _table(config: Config) -> Table:
+    config_to(config)  # refuses what a Llama cannot be
+    D, H, G, K = config.dim, config.num_heads, config.kv_heads, config.head_width
+    F = config.mlp_dim or 4 * D
+    rows = [
+        Row("model.embed_tokens.weight", ("embed/embedding",), (config.vocab_size, D)),
+        Row("model.norm.weight", ("final_norm/scale",), (D,)),
+    ]
+    layer = "model.layers.{}"
+    for file, ours in (("input", "attention"), ("post_attention", "mlp")):
+        rows.append(Row(f"{layer}.{file}_layernorm.weight", (f"blocks/{ours}_norm/scale",), (D,)))
+    for file, ours, shape, inputs in (
+        ("q", "query", (D, H, K), 1),
+        ("k", "key", (D, G, K), 1),
+        ("v", "value", (D, G, K), 1),
+        ("o", "out", (H, K, D), 2),
+    ):
+        path = f"blocks/attention/{ours}"
+        bias = f"{path}_bias" if config.bias else ""
+        rows += dense(f"{layer}.self_attn.{file}_proj", f"{path}_kernel", shape, inputs, bias)
+    for name, matrix in (("gate", (D, F)), ("up", (D, F)), ("down", (F, D))):
+        path = f"blocks/mlp/{name}"
+        bias = f"{path}/bias" if config.bias else ""
+        rows += dense(f"{layer}.mlp.{name}_proj", f"{path}/kernel", matrix, 1, bias)
+    if not config.tie_embeddings:
+        rows += dense("lm_head", "output/kernel", (D, config.vocab_size), 1)
+    copies = {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_embeddings else {}
+    frequencies = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+    return Table(tuple(rows), config.num_layers, frequencies, copies)

@@ -1,0 +1,217 @@
+"""`launch.train`, `evaluate` and `generate` as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from pathlib import Path
+
+import pytest
+
+from launch import evaluate, generate, train
+from launch.run import errors
+from tests.launch import runs
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the tiny decoder on all eight simulated devices, data-parallel."""
+    workdir = tmp_path_factory.mktemp("runs") / "gpt"
+    assert train.main(runs.arguments(workdir)) == errors.DONE
+    return workdir
+
+
+def test_a_run_leaves_what_is_documented(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert {"config.json", "env.json", "status.json", "metrics.jsonl", "checkpoints"} <= names
+    status = json.loads((finished / "status.json").read_text())
+    assert (status["state"], status["step"]) == ("done", 6)
+    assert runs.curve(finished).keys() == set(range(1, 7))
+    assert runs.curve(finished, "bits_per_byte", "validation").keys() == {3, 6}
+    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+    loss = runs.curve(finished)
+    assert loss[6] < loss[1] < 1.05 * math.log(256)
+
+
+def test_running_again_is_done_at_once_and_changes_nothing(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = runs.digests(finished)
+    assert train.main(runs.arguments(finished)) == errors.DONE
+    assert "going on from step 6" in capsys.readouterr().out
+    assert runs.digests(finished) == before
+
+
+@pytest.mark.parametrize("mesh", [{"fsdp": 4, "tensor": 2}, {"tensor": 8}])
+def test_losses_do_not_depend_on_the_mesh(
+    finished: Path, tmp_path: Path, mesh: dict[str, int]
+) -> None:
+    sizes = {f"mesh__{axis}": size for axis, size in mesh.items()}
+    assert train.main(runs.arguments(tmp_path / "other", **sizes)) == errors.DONE
+    assert runs.relative(runs.curve(tmp_path / "other"), runs.curve(finished)) < 1e-5
+
+
+def test_a_killed_run_ends_bitwise_as_one_that_was_not(
+    tmp_path: Path, user_environment: dict[str, str]
+) -> None:
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    done = runs.command("train", *runs.arguments(straight), environment=user_environment)
+    assert done.returncode == 0, done.stderr
+    killed = runs.command(
+        "train", *runs.arguments(broken), environment={**user_environment, "FAULT": "kill@5"}
+    )
+    assert killed.returncode == -signal.SIGKILL
+    again = runs.command("train", *runs.arguments(broken), environment=user_environment)
+    assert again.returncode == 0, again.stderr
+    assert "going on from step" in again.stdout
+    assert runs.digests(broken) == runs.digests(straight)
+    assert runs.curve(broken) == runs.curve(straight)
+
+    # One device's checkpoint goes on, on other meshes, with the losses of one device.
+    longer = {"train__steps": 9}
+    reference = None
+    for mesh in (
+        [],
+        ["--simulate=8", "--config.mesh.fsdp=4", "--config.mesh.tensor=2"],
+        ["--simulate=8", "--config.mesh.tensor=8"],
+    ):
+        workdir = tmp_path / f"mesh{len(mesh)}"
+        _copy(straight, workdir)
+        done = runs.command(
+            "train", *runs.arguments(workdir, **longer), *mesh, environment=user_environment
+        )
+        assert done.returncode == 0, done.stderr
+        losses = {s: v for s, v in runs.curve(workdir).items() if s > 6}
+        assert losses.keys() == {7, 8, 9}
+        reference = reference or losses
+        assert runs.relative(losses, reference) < 1e-5
+
+
+def _copy(source: Path, target: Path) -> None:
+    import shutil
+
+    shutil.copytree(source, target)
+    (target / "lock").unlink(missing_ok=True)
+
+
+def test_a_terminated_run_saves_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAULT", "sigterm@3")
+    assert train.main(runs.arguments(tmp_path / "run")) == errors.PREEMPTED
+    assert runs.digests(tmp_path / "run")["step"] == 3
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "preempted"
+
+
+def test_one_bad_batch_is_skipped_and_many_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAULT", "nan@3")
+    assert train.main(runs.arguments(tmp_path / "one")) == errors.DONE
+    assert runs.curve(tmp_path / "one", "skipped")[3] == 1
+    assert runs.curve(tmp_path / "one")[3] is None
+    monkeypatch.setenv("FAULT", "nan@3-6")
+    code = train.main(runs.arguments(tmp_path / "many", rule__max_skipped=2))
+    assert code == errors.NON_FINITE
+    assert runs.digests(tmp_path / "many")["step"] == 2
+
+
+def test_evaluate(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "result.json"
+    evaluate.main([f"--workdir={finished}", "--split=validation", f"--json={out}"])
+    result = json.loads(out.read_text())
+    stored = runs.curve(finished, "loss", "validation")[6]
+    assert result["step"] == 6
+    assert result["loss"] == pytest.approx(stored, rel=1e-6)
+    assert 3 < result["bigram_bits_per_byte"] < 4
+
+
+def test_generate_is_the_same_on_every_mesh(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outputs = []
+    for mesh in ([], ["--config.mesh.tensor=8"], ["--config.mesh.fsdp=4"]):
+        prompts = ["--prompt=def f(", "--prompt=import numpy", "--length=8", "--seed=3"]
+        generate.main([f"--workdir={finished}", *prompts, *mesh])
+        text = capsys.readouterr().out
+        outputs.append(text[: text.rindex("-" * 40)])
+    assert outputs[0] == outputs[1] == outputs[2]
+    assert outputs[0].startswith("def f(")
+
+
+BAD = {
+    "unknown key": (["--config.optimizer.learning_rte=1"], "nearest: 'optimizer.learning_rate'"),
+    "wrong type": (["--config.train.steps=many"], "must be a whole number"),
+    "NaN": (["--config.optimizer.learning_rate=nan"], "must be finite"),
+    "negative rate": (["--config.optimizer.learning_rate=-1"], "must be above 0"),
+    "heads": (["--config.model.num_heads=5"], "does not divide model.dim=32; nearest"),
+    "mesh": (["--config.mesh.fsdp=3"], "nearest mesh that fits"),
+    "tensor": (
+        ["--config.mesh.tensor=8", "--config.model.num_heads=4", "--config.model.num_kv_heads=4"],
+        "is not divisible by mesh.tensor=8",
+    ),
+    "batch": (["--config.data.batch_size=12"], "not divisible by 8 shards"),
+    "data set": (["--config.data.name=pyhton_source"], "nearest: 'python_source'"),
+    "missing data": (
+        ["--config.data.name=tfds", "--config.data.dataset=imagenet2012"],
+        "download_and_prepare",
+    ),
+    "context": (["--config.data.sequence_length=128"], "longer than model.context_length=64"),
+    "objective": (["--config.objective.name=classify"], "nearest: objective.name='next_token'"),
+    "experiment": (["--config=experiments/bytes_gtp.py"], "nearest: 'experiments/bytes_gpt.py'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_writes_nothing(
+    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags, words = BAD[case]
+    with pytest.raises(SystemExit) as end:
+        train.main([*runs.arguments(tmp_path / "run"), *flags])
+    error = capsys.readouterr().err
+    assert end.value.code == errors.BAD_INPUT
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert words in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unwritable_work_directory_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as end:
+        train.main(runs.arguments(tmp_path / "file" / "run"))
+    assert end.value.code == errors.BAD_INPUT
+    assert "is a file; name a directory" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_another_model_is_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        train.main(runs.arguments(finished, model__mlp_dim=96))
+    assert end.value.code == errors.BAD_INPUT
+    assert "model.mlp_dim was 64, is 96" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        evaluate.main([f"--workdir={finished}", "--config.model.mlp_dim=96"])
+    assert "is of another model" in capsys.readouterr().err
+
+
+def test_a_prompt_longer_than_the_context_is_refused(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        generate.main([f"--workdir={finished}", f"--prompt={'x' * 70}", "--length=8"])
+    assert end.value.code == errors.BAD_INPUT
+    assert "exceed model.context_length=64; nearest: a prompt of 56" in capsys.readouterr().err
+
+
+def test_a_directory_without_a_run_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        generate.main([f"--workdir={tmp_path}", "--prompt=x"])
+    assert end.value.code == errors.BAD_INPUT
+    assert "no run there" in capsys.readouterr().err

@@ -1,0 +1,134 @@
+"""Families and batches for the parallel matrix: every family is put through every mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from launch.run.state import initial_state
+from launch.run.step import to_mesh
+from nn import families, parallel
+from nn.learning import backprop
+from nn.learning.task import Task
+from nn.objectives import classify, next_token
+
+BATCH = 16
+MESHES = {
+    "data8": {"data": 8},
+    "fsdp8": {"fsdp": 8},
+    "tensor4 x data2": {"tensor": 4, "data": 2},
+    "fsdp2 x tensor2 x data2": {"fsdp": 2, "tensor": 2, "data": 2},
+}
+
+
+def family_names() -> list[str]:
+    return sorted(info.name for info in pkgutil.iter_modules(families.__path__))
+
+
+def family(name: str) -> Any:
+    return importlib.import_module(f"nn.families.{name}")
+
+
+def objective_of(name: str) -> Any:
+    """The objective that suits a family: by what its outputs are."""
+    fields = {f.name for f in dataclasses.fields(family(name).Config)}
+    return next_token if "vocab_size" in fields else classify
+
+
+def batch_of(name: str, config: Any) -> dict[str, np.ndarray]:
+    """A batch with uneven masks, two documents to a row where rows are tokens."""
+    rng = np.random.default_rng(0)
+    (inputs,) = family(name).example(config, BATCH)
+    if objective_of(name) is next_token:
+        length = inputs.shape[1]
+        tokens = rng.integers(0, config.vocab_size, (BATCH, length + 1)).astype(np.int32)
+        first = np.arange(length) < length // 3
+        rows = np.ones((BATCH, 1), np.int32)
+        place = np.where(first, np.arange(length), np.arange(length) - length // 3)
+        return {
+            "inputs": tokens[:, :-1],
+            "targets": tokens[:, 1:],
+            "segments": rows * np.where(first, 1, 2).astype(np.int32),
+            "positions": rows * place.astype(np.int32),
+            "mask": (rng.random((BATCH, length)) > 0.1).astype(np.float32),
+        }
+    outputs = jax.eval_shape(
+        lambda: family(name).Model(config).init_with_output(jax.random.key(0), inputs)
+    )[0].shape[-1]
+    return {
+        "inputs": rng.normal(size=inputs.shape).astype(np.float32),
+        "labels": rng.integers(0, outputs, (BATCH,)).astype(np.int32),
+        "mask": (np.arange(BATCH) % 5 > 0).astype(np.float32),
+    }
+
+
+def make_rule(
+    name: str, config: Any, sizes: dict[str, int], rules: parallel.Rules, **options: Any
+) -> backprop.Rule:
+    """A backprop rule on the first devices that the mesh needs."""
+    count = int(np.prod(list(sizes.values()))) if sizes else 1
+    task = Task(
+        model=family(name).Model(config),
+        example=family(name).example(config, 2),
+        objective=objective_of(name),
+        objective_config=objective_of(name).Config(),
+        optimizer=optax.adamw(1e-3),
+        mesh=parallel.make_mesh(sizes, jax.devices()[:count]),
+        rules=rules,
+    )
+    return backprop.Rule(backprop.Config(**options), task)
+
+
+@dataclasses.dataclass
+class Result:
+    params: Any
+    loss: float
+    gradients: Any
+    variables: Any
+
+
+def measure(
+    name: str,
+    config: Any,
+    sizes: dict[str, int],
+    rules: parallel.Rules | None = None,
+    **options: Any,
+) -> Result:
+    """Initial parameters, loss, gradients and new statistics of one step on a mesh."""
+    rules = parallel.Rules(sequence_parallel=True) if rules is None else rules
+    rule = make_rule(name, config, sizes, rules, **options)
+    state = initial_state(rule, 0)
+    gradients, sums, variables = jax.jit(rule.gradients)(
+        state, to_mesh(rule, batch_of(name, config))
+    )
+    total, count = sums["loss"]
+    return Result(
+        jax.device_get(state.params),
+        float(total / count),
+        jax.device_get(gradients),
+        jax.device_get(variables),
+    )
+
+
+def worst(new: Any, reference: Any) -> tuple[float, str]:
+    """Largest relative difference of a leaf, and the leaf.
+
+    Relative to the largest entry of the leaf, or to 1e-4 of the largest of all leaves where that
+    is more: the gradient of a key bias is zero but for rounding, by the symmetry of the softmax.
+    """
+    floor = 1e-4 * max((np.abs(x).max() for x in jax.tree.leaves(reference)), default=0.0)
+    paths = jax.tree_util.tree_leaves_with_path(reference)
+    errors = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): float(
+            np.abs(np.asarray(b, np.float64) - a).max() / max(np.abs(a).max(), floor, 1e-30)
+        )
+        for (path, a), b in zip(paths, jax.tree.leaves(new), strict=True)
+    }
+    name = max(errors, key=errors.__getitem__, default="")
+    return (errors[name], name) if name else (0.0, "")

@@ -1,0 +1,48 @@
+"""Our transformer on the files of the record: loaded, differentiated, saved again."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nn import losses
+from nn.families.transformer import Model
+from nn.pretrained import gpt2, llama
+from tests.golden_store import Record
+
+
+def tolerance(variant: str) -> float:
+    return 1e-5
+
+
+def format_of(record: Record) -> ModuleType:
+    return {"gpt2": gpt2, "llama": llama}[record.about["config"]["model_type"]]
+
+
+def file_of(record: Record) -> dict[str, np.ndarray]:
+    """The tensors of the published file."""
+    prefix = "file/"
+    return {k.removeprefix(prefix): x for k, x in record.inputs.items() if k.startswith(prefix)}
+
+
+def compute(variant: str, record: Record) -> dict[str, np.ndarray]:
+    """Logits, loss, and its gradient for every tensor under the file's name."""
+    table = format_of(record)
+    config = table.config_from(record.about["config"])
+    params = table.to_ours(file_of(record), config)
+    ids = jnp.asarray(record.inputs["ids"])
+
+    def loss(params: dict[str, object]) -> tuple[jax.Array, jax.Array]:
+        logits = Model(config).apply({"params": params}, ids)
+        return losses.softmax_cross_entropy(logits[:, :-1], ids[:, 1:]).mean(), logits
+
+    (value, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    saved = table.from_ours(gradients, config)
+    return {
+        "loss": np.asarray(value),
+        "logits": np.asarray(logits),
+        **{f"grad/{name}": x for name, x in saved.items()},
+    }

@@ -1,0 +1,106 @@
+"""Tiny GPT-2 and Llama models of transformers, by way of the files that `save_pretrained` writes."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors.numpy import load_file
+
+from tests.golden_store import Record
+from tests.peers.packages import array, tensor, versions
+
+# Every size differs, so that no mix-up of dimensions passes.
+GPT2 = dict(
+    vocab_size=37, n_positions=11, n_embd=12, n_layer=2, n_head=3, n_inner=20
+) | dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+LLAMA = dict(
+    vocab_size=41,
+    max_position_embeddings=72,
+    hidden_size=20,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=6,
+    intermediate_size=14,
+)
+# Of the three frequencies, one is kept, one lies on the ramp and one is divided.
+LLAMA3 = dict(
+    rope_type="llama3",
+    rope_theta=50.0,
+    factor=4.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=64,
+)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "gpt2": GPT2,
+    "gpt2_relu_untied": GPT2
+    | dict(activation_function="relu", tie_word_embeddings=False, layer_norm_epsilon=0.05),
+    "llama": LLAMA,
+    "llama_tied_llama3": LLAMA | dict(tie_word_embeddings=True, rope_parameters=LLAMA3),
+    "llama_bias_linear": LLAMA
+    | dict(
+        attention_bias=True,
+        mlp_bias=True,
+        num_key_value_heads=4,
+        rms_norm_eps=0.05,
+        rope_parameters=dict(rope_type="linear", rope_theta=100.0, factor=2.5),
+    ),
+}
+VARIANTS = tuple(OPTIONS)
+BATCH, LENGTH = 3, 9
+
+
+def model(variant: str, seed: int) -> transformers.PreTrainedModel:
+    """A model all of whose parameters are random, biases and scales too."""
+    gpt2 = variant.startswith("gpt2")
+    config = (transformers.GPT2Config if gpt2 else transformers.LlamaConfig)(
+        **OPTIONS[variant], bos_token_id=None, eos_token_id=None
+    )
+    config._attn_implementation = "eager"  # no fused kernel
+    made = (transformers.GPT2LMHeadModel if gpt2 else transformers.LlamaForCausalLM)(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1:
+                parameter.add_(0.2 * noise)
+            else:
+                parameter.copy_(0.3 * noise)
+    return made.eval()
+
+
+def record(variant: str, seed: int) -> Record:
+    """Inputs: "ids" (B, T) and FILE/name, the tensors of the file; outputs: "logits" (B, T, V),
+    "loss" (the mean over all targets, nats) and GRAD/name, its gradient for each tensor."""
+    made = model(variant, seed)
+    ids = np.random.default_rng(seed).integers(0, made.config.vocab_size, (BATCH, LENGTH))
+    result = made(input_ids=tensor(ids), labels=tensor(ids))
+    result.loss.backward()
+    outputs = {"logits": array(result.logits), "loss": array(result.loss)}
+    with tempfile.TemporaryDirectory() as folder:
+        made.save_pretrained(folder)
+        tensors = load_file(Path(folder) / "model.safetensors")
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        # The gradients take the same way, so that they have the names of the file.
+        with torch.no_grad():
+            for parameter in made.parameters():
+                assert parameter.grad is not None
+                parameter.copy_(parameter.grad)
+        made.save_pretrained(folder)
+        gradients = load_file(Path(folder) / "model.safetensors")
+    about = {
+        "reference": f"transformers.{type(made).__name__}",
+        "versions": versions("torch", "transformers"),
+        "seed": seed,
+        "config": config,
+    }
+    inputs = {f"file/{name}": x for name, x in tensors.items()}
+    outputs |= {f"grad/{name}": x for name, x in gradients.items()}
+    return Record(inputs | {"ids": ids.astype(np.int32)}, outputs, about)

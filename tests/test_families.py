@@ -1,0 +1,136 @@
+"""Every family, found by listing the folder, is put through the same properties."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from launch.run import config as configs
+from nn import parallel
+from tests import parallel_cases as cases
+
+NAMES = cases.family_names()
+COUNTS = {
+    ("transformer", "gpt2"): 124_439_808,
+    ("transformer", "gpt2-xl"): 1_557_611_200,
+    ("transformer", "llama3-8b"): 8_030_261_248,
+    ("transformer", "llama3-70b"): 70_553_706_496,
+    ("transformer", "llama3-405b"): 405_853_388_800,
+    ("transformer", "llama3.2-1b"): 1_235_814_400,
+    ("resnet", "resnet18"): 11_689_512,
+    ("resnet", "resnet34"): 21_797_672,
+    ("resnet", "resnet50"): 25_557_032,
+    ("resnet", "resnet101"): 44_549_160,
+    ("resnet", "resnet152"): 60_192_808,
+}
+
+
+@functools.cache
+def built(name: str) -> tuple[Any, Any, Any, tuple[Any, ...]]:
+    """Module, tiny model, initial variables and inputs of a family."""
+    family = cases.family(name)
+    config = family.tiny()
+    model, inputs = family.Model(config), family.example(config, 4)
+    variables = parallel.unbox(jax.jit(model.init)(jax.random.key(0), *inputs))
+    variables = {k: v for k, v in variables.items() if k != "intermediates"}
+    return family, model, variables, inputs
+
+
+def parameter_count(family: Any, config: Any) -> int:
+    model, inputs = family.Model(config), family.example(config, 1)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs))["params"]
+    return sum(x.size for x in jax.tree.leaves(parallel.unbox(shapes)))
+
+
+@pytest.mark.parametrize("name, preset", COUNTS)
+def test_published_sizes_have_the_published_number_of_parameters(name: str, preset: str) -> None:
+    family = cases.family(name)
+    assert parameter_count(family, family.PRESETS[preset]) == COUNTS[name, preset]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_preset_can_be_built_abstractly(name: str) -> None:
+    family = cases.family(name)
+    for preset, config in family.PRESETS.items():
+        assert parameter_count(family, config) > 0, preset
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_jit_equals_no_jit(name: str) -> None:
+    _, model, variables, inputs = built(name)
+    compiled = jax.jit(model.apply)(variables, *inputs)
+    np.testing.assert_allclose(model.apply(variables, *inputs), compiled, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_seed_same_numbers(name: str) -> None:
+    _, model, variables, inputs = built(name)
+    again = parallel.unbox(jax.jit(model.init)(jax.random.key(0), *inputs))
+    other = parallel.unbox(jax.jit(model.init)(jax.random.key(1), *inputs))
+    for a, b in zip(
+        jax.tree.leaves(variables["params"]), jax.tree.leaves(again["params"]), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    different = jax.tree.map(
+        lambda a, b: bool((a != b).any()), variables["params"], other["params"]
+    )
+    assert any(jax.tree.leaves(different))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_finite_and_reach_every_parameter(name: str) -> None:
+    family = cases.family(name)
+    result = cases.measure(name, family.tiny(), {})
+    for path, gradient in jax.tree_util.tree_leaves_with_path(result.gradients):
+        where = jax.tree_util.keystr(path)
+        assert np.isfinite(gradient).all(), where
+        assert np.abs(gradient).max() > 0, where
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16_stays_close(name: str) -> None:
+    family, model, variables, inputs = built(name)
+    full = model.apply(variables, *inputs)
+    half = family.Model(family.tiny(), dtype=jnp.bfloat16).apply(variables, *inputs)
+    scale = float(jnp.abs(full).max())
+    np.testing.assert_allclose(full, half.astype(jnp.float32), atol=0.05 * scale)
+    assert float(jnp.abs(full - half).max()) > 0, "bfloat16 changed nothing: is it used?"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_have_one_entry_per_dimension(name: str) -> None:
+    _, model, _, inputs = built(name)
+    named = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs))
+    for leaf in jax.tree.leaves(named["params"], is_leaf=lambda x: isinstance(x, parallel.Named)):
+        assert isinstance(leaf, parallel.Named)
+        assert len(leaf.names) == leaf.value.ndim
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_configs_are_frozen_and_every_field_can_be_written_in_a_config_file(name: str) -> None:
+    config = cases.family(name).tiny()
+    field = dataclasses.fields(config)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(config, field, 1)
+    overrides = {f"model.{f.name}": getattr(config, f.name) for f in dataclasses.fields(config)}
+    values = {"model.family": name, **overrides}
+    loaded = configs.load("experiments/base.py", configs.overrides_of(values))
+    assert configs.section(loaded, "model") == config
+    assert configs.section(configs.from_json(configs.to_json(loaded)), "model") == config
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if cases.objective_of(n).__name__.endswith("next_token")]
+)
+def test_language_models_are_causal(name: str) -> None:
+    _, model, variables, (tokens,) = built(name)
+    changed = tokens.at[:, 9].set((tokens[:, 9] + 1) % 7)
+    before, after = model.apply(variables, tokens), model.apply(variables, changed)
+    np.testing.assert_array_equal(before[:, :9], after[:, :9])
+    assert (before[:, 9:] != after[:, 9:]).any()
