@@ -89,6 +89,7 @@ def _train(config: ConfigDict) -> None:
     config.train.keep_checkpoints = 2  # newest ones that stay
     config.train.early_stop_metric = ""  # validation metric that must get better; "": never stop
     config.train.early_stop_patience = 0  # evaluations without a better value before it stops
+    config.train.hang_timeout = 0.0  # seconds without a step after which it gives up; 0: never
     config.train.time_limit = 0.0  # minutes, after which it saves and stops; 0: none
 
 

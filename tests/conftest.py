@@ -20,6 +20,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ["NPROC"] = "16"
 # An array that silently gains dimensions to fit another is most often a bug.
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# Tests compile far more than they run.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
 os.environ["GRPC_VERBOSITY"] = "ERROR"
 os.environ["MPLBACKEND"] = "Agg"

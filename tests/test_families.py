@@ -119,7 +119,7 @@ def test_configs_are_frozen_and_every_field_can_be_written_in_a_config_file(name
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(config, field, 1)
     overrides = {f"model.{f.name}": getattr(config, f.name) for f in dataclasses.fields(config)}
-    values = {"model.family": name, **overrides}
+    values = {"model.family": name, "data.sequence_length": 16, **overrides}
     loaded = configs.load("experiments/base.py", configs.overrides_of(values))
     assert configs.section(loaded, "model") == config
     assert configs.section(configs.from_json(configs.to_json(loaded)), "model") == config

@@ -176,7 +176,7 @@ def simulate(count: int) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     # The size of XLA's thread pool: with fewer threads than devices a collective can deadlock.
     os.environ["NPROC"] = str(max(16, 2 * count))
-    pass  # JAX read the variable when it was imported
+    jax.config.update("jax_platforms", "cpu")  # JAX read the variable when it was imported
 
 
 def check_devices(simulated: int = 0) -> None:

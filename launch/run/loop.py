@@ -18,7 +18,7 @@ from launch.run.faults import Faults
 from launch.run.meter import Meter
 from launch.run.metrics import Progress, Writer
 from launch.run.profile import Profiler
-from launch.run.signals import Signals
+from launch.run.signals import Signals, Watchdog
 from launch.run.step import to_mesh, train_step
 from launch.run.workdir import WorkDir
 
@@ -43,7 +43,9 @@ class Loop:
         self.evaluation = Evaluation(self.run)
         self.best, self.waited = math.inf, 0
 
-    def train(self, state: Any, signals: Signals, faults: Faults) -> tuple[Any, int]:
+    def train(
+        self, state: Any, signals: Signals, faults: Faults, watchdog: Watchdog
+    ) -> tuple[Any, int]:
         """Step from where the state is to the end. Returns the last state and an exit code."""
         train, started = self.run.config.train, time.monotonic()
         update = train_step(self.run.rule)
@@ -64,8 +66,9 @@ class Loop:
             if logged and not self.log(step, metrics):
                 return state, errors.NON_FINITE
             self.work.beat(step)
+            watchdog.beat()  # from the first step on, which compiles
             if train.eval_every and step % train.eval_every == 0 and not last:
-                with self.meter.apart():
+                with self.meter.apart(), watchdog.paused():
                     enough = self.is_enough(self.evaluate(state, "validation"))
                 if enough:
                     self.progress.say(f"stopped early: no better {train.early_stop_metric}")
@@ -73,7 +76,7 @@ class Loop:
             late = 0 < train.time_limit <= (time.monotonic() - started) / 60
             stop = signals.stop_at(step) or late
             if stop or (train.checkpoint_every and step % train.checkpoint_every == 0 and not last):
-                with self.meter.apart():
+                with self.meter.apart(), watchdog.paused():
                     self.save(state)
             if stop and not last:
                 return state, errors.PREEMPTED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +51,10 @@ def plot(workdir: Path, references: dict[str, float]) -> Path | None:
     metric = next((m for m in ("bits_per_byte", "loss") if m in curves), None)
     if metric is None or len(curves[metric].get("train", [])) < 2:
         return None
-    import matplotlib
+    from matplotlib.figure import Figure  # without pyplot, whose backend is a notebook's own
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     for split, style in (("train", "-"), ("validation", "o-")):
         if points := curves[metric].get(split, []):
             steps, values = zip(*points, strict=True)
@@ -74,7 +71,6 @@ def plot(workdir: Path, references: dict[str, float]) -> Path | None:
     axes.legend()
     path = workdir / "curves.png"
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
     return path
 
 
@@ -91,5 +87,3 @@ def _read(path: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
     return curves
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stdout, flush=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from typing import Any
 
 import jax
 
-from launch.cluster import hardware
+from launch.cluster import distributed, hardware
 from launch.data.loader import Loader, check_fingerprint
 from launch.run import config as configs
 from launch.run import environment, errors, report
@@ -18,7 +19,7 @@ from launch.run.loop import Loop
 from launch.run.meter import Meter
 from launch.run.metrics import Progress, Writer
 from launch.run.profile import Profiler
-from launch.run.signals import Signals
+from launch.run.signals import Signals, Watchdog
 from launch.run.state import abstract_state, initial_state
 from launch.run.workdir import WorkDir
 from nn.analysis import flops
@@ -33,13 +34,18 @@ def open_run(run: Run, workdir: str, profile: str | None) -> Loop:
     """
     config, rank = run.config, jax.process_index()
     work = WorkDir(workdir, rank)
-    work.check(configs.to_json(config))
+    text = configs.to_json(config)
+    distributed.check_same("the config", text)
+    if config.metrics.wandb and importlib.util.find_spec("wandb") is None:
+        raise ValueError("metrics.wandb=true needs the extra: pip install 'tessera[wandb]'")
+    work.check(text)
     loaders = {
         split: loader(config, open_data(config, split), split == "train") for split in SPLITS
     }
     fingerprint = loaders["train"].fingerprint()
     profiler = Profiler(profile, work.profile, 0, config.train.steps)
-    work.open(configs.to_json(config), environment.describe())
+    work.open(text, environment.describe())
+    distributed.check_shared(work.path)
     project = config.metrics.wandb_project if config.metrics.wandb else None
     return Loop(
         run=run,
@@ -97,8 +103,9 @@ def train(loop: Loop) -> int:
     with errors.guard_input():
         state = restore(loop)
         faults = Faults.from_environment()
-    with Signals() as signals:
-        state, code = loop.train(state, signals, faults)
+    timeout = loop.run.config.train.hang_timeout
+    with Signals() as signals, Watchdog(timeout) as watchdog:
+        state, code = loop.train(state, signals, faults, watchdog)
         if code == errors.DONE:
             loop.save(state)
         loop.checkpoints.wait()

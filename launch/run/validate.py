@@ -82,6 +82,7 @@ RULES: dict[str, Rule] = {
     "train.checkpoint_every": COUNT_OR_OFF,
     "train.keep_checkpoints": COUNT,
     "train.early_stop_patience": COUNT_OR_OFF,
+    "train.hang_timeout": COUNT_OR_OFF,
     "train.time_limit": COUNT_OR_OFF,
     "sample.length": COUNT_OR_OFF,
     "sample.temperature": COUNT_OR_OFF,

@@ -34,10 +34,13 @@ TINY_GPT = {
 }
 
 
+SHORT = {name: value for name, value in TINY_GPT.items() if name.startswith(("train", "metrics"))}
+
+
 def arguments(workdir: Path, experiment: str = "bytes_gpt", **overrides: Any) -> list[str]:
     """Arguments of `launch.train`; keys of overrides have "__" for "."."""
-    settings = dict(TINY_GPT) if experiment == "bytes_gpt" else {}
-    settings |= {name.replace("__", "."): value for name, value in overrides.items()}
+    settings = TINY_GPT if experiment == "bytes_gpt" else SHORT
+    settings = settings | {name.replace("__", "."): value for name, value in overrides.items()}
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
     return [f"--config=experiments/{experiment}.py", f"--workdir={workdir}", *flags]
 

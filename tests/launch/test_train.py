@@ -99,7 +99,7 @@ def test_a_terminated_run_saves_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAULT", "sigterm@3")
-    assert train.main(runs.arguments(tmp_path / "run")) == errors.PREEMPTED
+    assert train.main(runs.arguments(tmp_path / "run", "digits_mlp")) == errors.PREEMPTED
     assert runs.digests(tmp_path / "run")["step"] == 3
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "preempted"
 
@@ -108,11 +108,11 @@ def test_one_bad_batch_is_skipped_and_many_end_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAULT", "nan@3")
-    assert train.main(runs.arguments(tmp_path / "one")) == errors.DONE
+    assert train.main(runs.arguments(tmp_path / "one", "digits_mlp")) == errors.DONE
     assert runs.curve(tmp_path / "one", "skipped")[3] == 1
     assert runs.curve(tmp_path / "one")[3] is None
     monkeypatch.setenv("FAULT", "nan@3-6")
-    code = train.main(runs.arguments(tmp_path / "many", rule__max_skipped=2))
+    code = train.main(runs.arguments(tmp_path / "many", "digits_mlp", rule__max_skipped=2))
     assert code == errors.NON_FINITE
     assert runs.digests(tmp_path / "many")["step"] == 2
 
@@ -157,7 +157,7 @@ BAD = {
         ["--config.data.name=tfds", "--config.data.dataset=imagenet2012"],
         "download_and_prepare",
     ),
-    "context": (["--config.data.sequence_length=128"], "longer than model.context_length=64"),
+    "context": (["--config.data.sequence_length=128"], "must be at most model.context_length=64"),
     "objective": (["--config.objective.name=classify"], "nearest: objective.name='next_token'"),
     "experiment": (["--config=experiments/bytes_gtp.py"], "nearest: 'experiments/bytes_gpt.py'"),
 }

@@ -1,4 +1,4 @@
-"""Tiny GPT-2 and Llama models of transformers, by way of the files that `save_pretrained` writes."""
+"""Tiny GPT-2 and Llama models of transformers, through the files that `save_pretrained` writes."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ LLAMA3 = dict(
     rope_type="llama3",
     rope_theta=50.0,
     factor=4.0,
-    low_freq_factor=1.0,
-    high_freq_factor=4.0,
+    low_freq_factor=1.5,  # not our default
+    high_freq_factor=5.0,
     original_max_position_embeddings=64,
 )
 OPTIONS: dict[str, dict[str, Any]] = {
