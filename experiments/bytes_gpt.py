@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.model.vocab_size = 256
     config.model.context_length = 256
     config.model.dim = 128
-    config.model.num_layers = 6
+    config.model.num_layers = 4
     config.model.num_heads = 4
     config.model.activation = "swiglu"
     config.model.mlp_dim = 384
@@ -28,17 +28,17 @@ def get_config() -> ConfigDict:
 
     config.objective.name = "next_token"
     config.data.name = "python_source"
-    config.data.batch_size = 16
+    config.data.batch_size = 8
     config.data.sequence_length = 256
-    config.data.eval_batches = 20
+    config.data.eval_batches = 24
 
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_steps = 30
-    config.train.steps = 600
+    config.train.steps = 240
     config.train.log_every = 10
-    config.train.eval_every = 150
-    config.train.checkpoint_every = 150
+    config.train.eval_every = 80
+    config.train.checkpoint_every = 80
 
     config.sample.prompt = "def "
     config.sample.length = 200

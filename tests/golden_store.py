@@ -114,8 +114,14 @@ def compare(got: Arrays, expected: Arrays, tolerance: float | Mapping[str, float
     assert not wrong, "\n".join(lines)
 
 
-def check(name: str, record: Record) -> None:
-    """Compute with our code what the record holds, and compare."""
+def check(name: str, record: Record, slack: float = 1.0) -> None:
+    """Compute with our code what the record holds, and compare.
+
+    slack: factor on the tolerances, for draws that are worse conditioned than what is recorded.
+    """
     topic, _, variant = name.partition(".")
     parity = importlib.import_module(f"tests.parity.{topic}")
-    compare(parity.compute(variant, record), record.outputs, parity.tolerance(variant))
+    limits = parity.tolerance(variant)
+    limits = {"": limits} if isinstance(limits, float) else limits
+    got = parity.compute(variant, record)
+    compare(got, record.outputs, {key: slack * limit for key, limit in limits.items()})

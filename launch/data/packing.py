@@ -33,6 +33,12 @@ class Stream:
     starts: np.ndarray
     digest: str
 
+    def first(self, tokens: int) -> Stream:
+        """The beginning of the stream; all of it where it is no longer than `tokens`."""
+        if tokens >= len(self.tokens):
+            return self
+        return Stream(self.tokens[:tokens], self.starts[self.starts < tokens], self.digest)
+
     def continues(self) -> np.ndarray:
         """(N - 1,) bool: whether token j + 1 is in the same document as token j."""
         result = np.ones(max(len(self.tokens) - 1, 0), bool)

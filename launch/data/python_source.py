@@ -83,16 +83,24 @@ def bigram_bits_per_byte(
     split: str,
     options: Config | None = None,
     directory: str | os.PathLike[str] | None = None,
+    targets: int | None = None,
 ) -> float:
-    """Bits per byte of a bigram model of the train split, on exactly the targets of `split`."""
+    """Bits per byte of a bigram model of the train split, on exactly the targets of `split`.
+
+    targets: the first this many places of the split only; None: all.
+    """
     options = options or Config()
     train, evaluated = (stream(options, name, directory) for name in ("train", split))
+    if targets is not None:
+        evaluated = evaluated.first(targets + 1)
     return baseline.bigram_bits(train, evaluated, VOCABULARY)
 
 
-def baselines(options: Config, split: str, directory: str | None) -> dict[str, float]:
-    """What the loop prints beside a model's own `bits_per_byte`."""
-    return {"bigram_bits_per_byte": bigram_bits_per_byte(split, options, directory)}
+def baselines(
+    options: Config, split: str, directory: str | None, targets: int | None
+) -> dict[str, float]:
+    """What the loop prints beside a model's own `bits_per_byte`, on the same bytes."""
+    return {"bigram_bits_per_byte": bigram_bits_per_byte(split, options, directory, targets)}
 
 
 def library_files(root: Path, tests: bool) -> Iterator[tuple[str, bytes]]:

@@ -17,8 +17,10 @@ def baselines(run: Run, split: str) -> dict[str, float]:
     module = resolve.module("data", run.config.data.name)
     if not hasattr(module, "baselines"):
         return {}
+    data = run.config.data
+    targets = data.eval_batches * data.batch_size * data.sequence_length or None
     found: dict[str, float] = module.baselines(
-        configs.section(run.config, "data"), split, run.config.data.dir
+        configs.section(run.config, "data"), split, data.dir, targets
     )
     return found
 
@@ -85,5 +87,3 @@ def _read(path: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
                     points = curves.setdefault(name, {}).setdefault(row["split"], [])
                     points.append((row["step"], row[name]))
     return curves
-
-

@@ -216,10 +216,8 @@ def _leaf(flops: Flops, eqn: Any, ins: list[bool]) -> _Found:
 def _jaxprs(params: Mapping[str, Any]) -> Iterator[Any]:
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, core.ClosedJaxpr):
-                yield item.jaxpr
-            elif isinstance(item, core.Jaxpr):
-                yield item
+            if isinstance(item, core.ClosedJaxpr | core.Jaxpr):
+                yield _open(item)
 
 
 def _call(eqn: Any, bodies: Sequence[Any], ins: list[bool], scope: str) -> _Found:
@@ -244,25 +242,38 @@ def _loop(body: Any, consts: list[bool], carry: list[bool], xs: list[bool], scop
         carry = after
 
 
+def _open(jaxpr: Any) -> Any:
+    """A jaxpr without its constants; what an equation holds differs between versions of JAX."""
+    return jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
+
+
 def _scan(eqn: Any, ins: list[bool], scope: str) -> _Found:
-    p = eqn.params
-    first, last = p["num_consts"], p["num_consts"] + p["num_carry"]
-    found = _loop(p["jaxpr"].jaxpr, ins[:first], ins[first:last], ins[last:], scope)
-    return found * p["length"]
+    """Operands are constants, carry and what is sliced along its first dimension, in this order."""
+    body = _open(eqn.params["jaxpr"])
+
+    def sliced(outer: Any, inner: Any) -> int:
+        pairs = zip(outer, inner, strict=True)
+        return sum(len(x.aval.shape) > len(y.aval.shape) for x, y in pairs)
+
+    carried = len(eqn.outvars) - sliced(eqn.outvars, body.outvars)
+    last = len(ins) - sliced(eqn.invars, body.invars)
+    first = last - carried
+    found = _loop(body, ins[:first], ins[first:last], ins[last:], scope)
+    return found * eqn.params["length"]
 
 
 def _while(eqn: Any, ins: list[bool], scope: str) -> _Found:
     p = eqn.params
     n, m = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
-    body = _loop(p["body_jaxpr"].jaxpr, ins[n:m], ins[m:], [], scope)
-    test = _walk(p["cond_jaxpr"].jaxpr, [*ins[:n], *body.out], scope)
+    body = _loop(_open(p["body_jaxpr"]), ins[n:m], ins[m:], [], scope)
+    test = _walk(_open(p["cond_jaxpr"]), [*ins[:n], *body.out], scope)
     loop = dataclasses.replace(NOTHING, loops=(f"while{_place(eqn, scope)}",))
     return _Found(body.clean + test.clean + loop, body.marked + test.marked, body.out)
 
 
 def _cond(eqn: Any, ins: list[bool], scope: str) -> _Found:
     """The dearest branch."""
-    branches = [_walk(b.jaxpr, ins[1:], scope) for b in eqn.params["branches"]]
+    branches = [_walk(_open(b), ins[1:], scope) for b in eqn.params["branches"]]
     out = [ins[0] or any(marks) for marks in zip(*(b.out for b in branches), strict=True)]
     dearest = max(
         branches,
@@ -276,7 +287,7 @@ def _shard_map(eqn: Any, ins: list[bool], scope: str) -> _Found:
     sizes = dict(p["mesh"].shape)
     manual = next((p[key] for key in ("newly_manual_axes", "manual_axes") if key in p), sizes)
     devices = math.prod(sizes[axis] for axis in manual)
-    return _call(eqn, [p["jaxpr"]], ins, scope) * devices
+    return _call(eqn, [_open(p["jaxpr"])], ins, scope) * devices
 
 
 def _pallas(eqn: Any, ins: list[bool], scope: str) -> _Found:
@@ -286,8 +297,9 @@ def _pallas(eqn: Any, ins: list[bool], scope: str) -> _Found:
     if estimate is not None:
         flops = Flops({"kernel": int(estimate.flops)}, int(estimate.transcendentals))
     elif all(isinstance(size, int) for size in grid):
-        body = _walk(p["jaxpr"], [False] * len(p["jaxpr"].invars), scope).clean * math.prod(grid)
-        flops = dataclasses.replace(body, matmul={"kernel": body.total})
+        body = _open(p["jaxpr"])
+        inside = _walk(body, [False] * len(body.invars), scope).clean * math.prod(grid)
+        flops = dataclasses.replace(inside, matmul={"kernel": inside.total})
     else:
         flops = dataclasses.replace(NOTHING, opaque=(f"pallas_call{_place(eqn, scope)}",))
     return _leaf(flops, eqn, ins)

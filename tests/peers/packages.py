@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -53,3 +54,20 @@ def tensor(x: np.ndarray, grad: bool = False) -> torch.Tensor:
 
 def array(x: torch.Tensor) -> np.ndarray:
     return x.detach().cpu().numpy().copy()
+
+
+def values_and_gradients(
+    function: Callable[..., torch.Tensor],
+    arguments: Mapping[str, np.ndarray],
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """A random cotangent, and for it "y" and "d_NAME" of every argument."""
+    tensors = {name: tensor(x, grad=True) for name, x in arguments.items()}
+    y = function(**tensors)
+    cotangent = rng.normal(size=y.shape).astype(array(y).dtype)
+    y.backward(tensor(cotangent))
+    gradients = {}
+    for name, x in tensors.items():
+        assert x.grad is not None, name
+        gradients[f"d_{name}"] = array(x.grad)
+    return cotangent, {"y": array(y)} | gradients

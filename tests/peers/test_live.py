@@ -9,9 +9,12 @@ from tests import golden_store
 from tests.peers import record
 
 
+SLACK = 4.0  # for a draw that happens to be badly conditioned; a mistake is off by far more
+
+
 @pytest.mark.parametrize("name", record.names())
 def test_live(name: str, seed: int) -> None:
-    golden_store.check(name, record.make(name, seed))
+    golden_store.check(name, record.make(name, seed), SLACK)
 
 
 def test_what_is_committed_is_what_would_be_recorded() -> None:

@@ -294,7 +294,8 @@ def test_recomputation_is_no_model_flops() -> None:
 
 
 def test_recomputation_inside_a_custom_backward_pass() -> None:
-    """What a fused attention does: scores again, from what it kept."""
+    """What a fused attention does: scores again, from what it kept, here in a jit of their own
+    whose other result does depend on the cotangent."""
 
     @jax.custom_vjp
     def f(q: jax.Array, k: jax.Array) -> jax.Array:
@@ -302,13 +303,29 @@ def test_recomputation_inside_a_custom_backward_pass() -> None:
 
     def backward(kept: Any, g: jax.Array) -> Any:
         q, k = kept
-        s = g * jnp.exp(q @ k.T)
+        s, g = jax.jit(lambda g: (q @ k.T, g + 1))(g)
+        s = g * jnp.exp(s @ jnp.eye(4))
         return s @ k, s.T @ q
 
     f.defvjp(lambda q, k: (f(q, k), (q, k)), backward)
     x = array(4, 4)
     found = flops.train_step_flops(lambda qk: f(*qk).sum(), (x, x))
-    assert [f.total for f in (found.forward, found.backward, found.recompute)] == [128, 256, 128]
+    assert [f.total for f in (found.forward, found.backward, found.recompute)] == [128, 256, 256]
+
+
+def test_a_cotangent_that_enters_a_loop_on_the_way() -> None:
+    """The carry of the backward loop starts from zero: what it multiplies is no recomputation."""
+
+    def loss(w: jax.Array, c: jax.Array) -> jax.Array:
+        def body(c: jax.Array, _: Any) -> Any:
+            return c @ w, jnp.sum(c)
+
+        return jnp.sum(lax.scan(body, c, None, length=6)[1])
+
+    found = flops.train_step_flops(loss, array(4, 4), array(4, 4))
+    assert found.forward.total == 6 * 128
+    assert found.backward.total == 2 * found.forward.total
+    assert found.recompute.total == 0
 
 
 def test_auxiliary_results() -> None:

@@ -1,0 +1,46 @@
+"""Our ResNet on the files of the record: loaded, differentiated, saved again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nn import losses
+from nn.families.resnet import Model
+from nn.pretrained import resnet
+from tests.golden_store import Record
+
+
+def tolerance(variant: str) -> float:
+    return 2e-5
+
+
+def compute(variant: str, record: Record) -> dict[str, np.ndarray]:
+    """Logits of evaluation and training, loss, gradients and statistics under the file's names."""
+    config = resnet.config_from(record.about["config"])
+    prefix = "file/"
+    tensors = {k.removeprefix(prefix): x for k, x in record.inputs.items() if k.startswith(prefix)}
+    variables = resnet.to_ours(tensors, config)
+    images, labels = jnp.asarray(record.inputs["images"]), jnp.asarray(record.inputs["labels"])
+
+    def loss(params: Any) -> tuple[jax.Array, Any]:
+        logits, updated = Model(config, train=True).apply(
+            variables | {"params": params}, images, mutable=["batch_stats"]
+        )
+        return losses.softmax_cross_entropy(logits, labels).mean(), (logits, updated)
+
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, (logits, updated)), gradients = gradient(variables["params"])
+    after = resnet.from_ours({"params": gradients, **updated}, config)
+    found = {
+        "eval": jax.jit(Model(config).apply)(variables, images),
+        "train": logits,
+        "loss": value,
+    }
+    for name, x in after.items():
+        if not name.endswith(resnet.TRACKED):
+            found[f"{'statistics' if '.running_' in name else 'grad'}/{name}"] = x
+    return {key: np.asarray(value) for key, value in found.items()}
