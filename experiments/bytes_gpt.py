@@ -35,10 +35,10 @@ def get_config() -> ConfigDict:
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_steps = 30
-    config.train.steps = 240
+    config.train.steps = 360
     config.train.log_every = 10
-    config.train.eval_every = 80
-    config.train.checkpoint_every = 80
+    config.train.eval_every = 120
+    config.train.checkpoint_every = 120
 
     config.sample.prompt = "def "
     config.sample.length = 200

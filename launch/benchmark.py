@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for workload in workloads:
         for row in rounds.compare(workload, peers, plan, say=_progress):
             rows.append(row)
-            print("\n".join(filter(None, [report.line(row), report.equal_work(row)])), flush=True)
+            notes = [report.line(row), report.equal_work(row), report.utilisation(row)]
+            print("\n".join(filter(None, notes)), flush=True)
     if file is not None:
         file.write_text(json.dumps(report.as_json(rows, plan), indent=1) + "\n", encoding="utf-8")
     return FAILED if any(row.error and not row.missing for row in rows) else DONE

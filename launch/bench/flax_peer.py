@@ -66,7 +66,8 @@ def decoder(size: Text, where: str) -> Job:
 
     def loss(params: Any, statistics: Any, batch: Any) -> Any:
         inputs, targets = batch
-        logits = model.apply(params, inputs).astype(jnp.float32)
+        out: Any = model.apply(params, inputs)
+        logits = out.astype(jnp.float32)
         per_token = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
         return per_token.mean(), statistics
 

@@ -16,6 +16,8 @@ class Job:
 
     wait: returns when that is done. loss: the loss of a step, where there is one.
     device: "cpu" or "accelerator". memory: peak bytes on an accelerator, or None.
+    flops: of matrix products in one step, by convention: "full", and "causal" with half of attention.
+    peak: FLOP/s of the device, and peak_note: what that is.
     """
 
     step: Callable[[], Any]
@@ -25,6 +27,9 @@ class Job:
     parameters: int = 0
     loss: Callable[[Any], float] | None = None
     memory: Callable[[], int | None] = lambda: None
+    flops: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    peak: float | None = None
+    peak_note: str = ""
 
 
 WARM_UP = 2  # steps after the first
@@ -69,6 +74,9 @@ def measure(job: Job, steps: int) -> dict[str, Any]:
         "device": job.device,
         "memory_mb": (job.memory() or _resident()) / 1e6,
         "versions": dict(job.versions),
+        "flops": dict(job.flops),
+        "peak": job.peak,
+        "peak_note": job.peak_note,
     }
 
 

@@ -1,4 +1,4 @@
-"""Ours: the rule, the step and the loop over tokens that `launch.train` and `launch.generate` run."""
+"""Ours: the rule, the step and the loop over tokens that train and generate run."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from experiments import base
 from launch.bench import jax_job
 from launch.bench.job import Job
 from launch.bench.workloads import B1, B2, CLIP, DECAY, EPS, RATE, Images, Numbers, Text
+from launch.cluster import hardware
 from launch.run import decode, optimizer, precision, state, step
 from nn import parallel
+from nn.analysis import flops
 from nn.families import resnet, transformer
 from nn.learning import backprop
 from nn.learning.task import Task
@@ -109,7 +111,12 @@ def _train(model: Any, objective: Any, example: Any, batch: Any, where: str) -> 
         new, metrics = run(old, batch)
         return new, metrics["loss"]
 
-    first = state.initial_state(rule, 0)
-    return jax_job.trainer(
-        update, first, step.to_mesh(rule, batch), where, jax_job.size_of(first.params)
+    first, on_mesh = state.initial_state(rule, 0), step.to_mesh(rule, batch)
+    counted = flops.count(rule.update, first, on_mesh)
+    job = jax_job.trainer(update, first, on_mesh, where, jax_job.size_of(first.params))
+    return dataclasses.replace(
+        job,
+        flops={"full": counted.total, "causal": counted.causal},
+        peak=hardware.peak_flops(model.dtype),
+        peak_note=hardware.peak_note(model.dtype),
     )

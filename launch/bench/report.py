@@ -71,6 +71,18 @@ def equal_work(row: Row) -> str:
     return text
 
 
+def utilisation(row: Row) -> str:
+    """Model FLOP utilisation of ours, with both conventions for attention, and the peak."""
+    if row.ours is None or not row.ours["flops"]:
+        return ""
+    speeds = {name: f / row.ours["step_ms"] * 1e3 for name, f in row.ours["flops"].items()}
+    text = "  " + ", ".join(f"{x / 1e9:,.0f} GFLOP/s {name}" for name, x in speeds.items())
+    if row.ours["peak"]:
+        shares = (f"{x / row.ours['peak']:.1%} {name}" for name, x in speeds.items())
+        text += f"; MFU {', '.join(shares)} (attention) of {row.ours['peak_note']}"
+    return text
+
+
 def rate(row: Row) -> str:
     """What ours gets through per second."""
     assert row.ours is not None

@@ -155,7 +155,8 @@ def _row(
 def summary(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One contender over its rounds; the first step is that of the first round, without caches."""
     first = rounds[0]
-    kept = {name: first[name] for name in ("parameters", "device", "losses", "versions")}
+    names = ("parameters", "device", "losses", "versions", "flops", "peak", "peak_note")
+    kept = {name: first[name] for name in names}
     return kept | {
         "step_ms": ratios.typical([r["step_ms"] for r in rounds]),
         "cpu_ms": ratios.typical([r["cpu_ms"] for r in rounds]),

@@ -56,7 +56,8 @@ def trainer(
     """loss: of the model on its batch. bfloat16 products on an accelerator."""
     target = place(where)
     model = model.to(target).train()
-    decay, rest = [], []
+    decay: list[torch.nn.Parameter] = []
+    rest: list[torch.nn.Parameter] = []
     for parameter in model.parameters():
         (decay if parameter.ndim >= 2 else rest).append(parameter)
     optimizer = torch.optim.AdamW(

@@ -15,9 +15,9 @@ SIZES = ("tiny", "cpu", "accelerator")  # tiny: for tests
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A GPT-2-like decoder and its rows of tokens: layer norms, biases, learned positions, tied head.
+    """A GPT-2-like decoder and its rows of tokens: layer norm, biases, learned positions, tied.
 
-    length: of a training row, or of a prompt. new_tokens: generated after the prompt; 0 in training.
+    length: of a training row, or of a prompt. new_tokens: generated after it; 0 in training.
     """
 
     vocabulary: int
@@ -29,7 +29,7 @@ class Text:
     new_tokens: int = 0
 
     def tokens(self) -> np.ndarray:
-        """(batch, length + 1) int32, random: the first `length` are inputs, the last `length` targets."""
+        """(batch, length + 1) int32, random: `length` inputs, and the targets one place later."""
         shape = (self.batch, self.length + 1)
         return np.random.default_rng(0).integers(0, self.vocabulary, shape).astype(np.int32)
 

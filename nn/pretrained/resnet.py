@@ -1,9 +1,9 @@
-"""He et al. 2016, residual networks: files of transformers' ResNetForImageClassification.
+"""He et al. 2016: files of transformers' ResNetForImageClassification, in both directions.
 
-In both directions. Published files name tensors `resnet.encoder.stages.#.layers.#.layer.#.{convolution,normalization}`;
-their kernels are (O, I, K, K), ours (K, K, I, O). They hold the running statistics of batch
-normalisation, which are variables of ours next to the parameters. `num_batches_tracked` is a count
-that nothing uses; it is written as 0.
+Published files name tensors resnet.encoder.stages.#.layers.#.layer.#.{convolution,normalization}.
+Their kernels are (O, I, K, K), ours (K, K, I, O). They hold the running statistics of batch
+normalisation too, which are variables of ours beside the parameters. `num_batches_tracked` is a
+count that nothing uses; it is written as 0.
 """
 
 from __future__ import annotations
@@ -155,8 +155,8 @@ def _table(config: Config) -> Table:
                 names = (f"{ours}/conv_shortcut", f"{ours}/norm_shortcut")
                 rows += _unit(f"{theirs}.shortcut", *names, 1, width, wide)
             width = wide
-    shape = (width, config.num_classes)
-    rows += dense("classifier.1", "params/output/kernel", shape, 1, "params/output/bias")
+    head = (width, config.num_classes)
+    rows += dense("classifier.1", "params/output/kernel", head, 1, "params/output/bias")
     return Table(tuple(rows), layers=0, ignored=rf".*\.{TRACKED}")
 
 

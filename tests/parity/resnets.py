@@ -18,12 +18,16 @@ def tolerance(variant: str) -> float:
     return 2e-5
 
 
+def file_of(record: Record) -> dict[str, np.ndarray]:
+    """The tensors of the published file."""
+    prefix = "file/"
+    return {k.removeprefix(prefix): x for k, x in record.inputs.items() if k.startswith(prefix)}
+
+
 def compute(variant: str, record: Record) -> dict[str, np.ndarray]:
     """Logits of evaluation and training, loss, gradients and statistics under the file's names."""
     config = resnet.config_from(record.about["config"])
-    prefix = "file/"
-    tensors = {k.removeprefix(prefix): x for k, x in record.inputs.items() if k.startswith(prefix)}
-    variables = resnet.to_ours(tensors, config)
+    variables = resnet.to_ours(file_of(record), config)
     images, labels = jnp.asarray(record.inputs["images"]), jnp.asarray(record.inputs["labels"])
 
     def loss(params: Any) -> tuple[jax.Array, Any]:

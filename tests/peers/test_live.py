@@ -8,7 +8,6 @@ import timm
 from tests import golden_store
 from tests.peers import record
 
-
 SLACK = 4.0  # for a draw that happens to be badly conditioned; a mistake is off by far more
 
 
