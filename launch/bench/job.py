@@ -16,7 +16,7 @@ class Job:
 
     wait: returns when that is done. loss: the loss of a step, where there is one.
     device: "cpu" or "accelerator". memory: peak bytes on an accelerator, or None.
-    flops: of matrix products in one step, by convention: "full", and "causal" with half of attention.
+    flops: of matrix products in one step: "full", and "causal" with half of attention.
     peak: FLOP/s of the device, and peak_note: what that is.
     """
 

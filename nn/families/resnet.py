@@ -149,7 +149,8 @@ class Model(Layer):
                 x = block(c, stage, stride, self.train, name=f"stage_{stage}_block_{i}")(x)
             self.sow("intermediates", f"stage_{stage}", x)
         head = Dense(c.num_classes, names=("embed", None), name="output")
-        return head(global_avg_pool(x)).astype(jnp.float32)
+        logits = head(global_avg_pool(x))
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
 
 
 def _conv(

@@ -143,6 +143,7 @@ class Block(Layer):
             rotary,
             cache=cache,
             layer=layer,
+            causal=cache is None,
         )
         x_BTD = x_BTD + drop(h_BTD)
         h_BTD = FeedForward(

@@ -83,35 +83,82 @@ def attend(
     mask: jax.Array | None,
     bias: jax.Array | None = None,
     dropout: Dropout | None = None,
+    causal: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """softmax(q k^T / sqrt(K) + bias) v; Vaswani et al. 2017, eq. 1; scores in float32.
 
     Args:
       mask: bool, broadcasts to (B, 1, T, S); bias: float, broadcasts to (B, H, T, S).
+      causal: T = S and the mask lets no query see a later column: those that no query of a part of
+        the row sees are left out of its products.
     Returns:
       (B, T, H, K), and the attention weights (B, H, T, S).
     """
     B, T, H, K = q_BTHK.shape
     G, S = k_BGSK.shape[1:3]
+    # Dropout's mask is one of the whole row.
+    parts = _parts(T) if causal and dropout is None else 1
+    rows = T // parts
     q = q_BTHK * jnp.asarray(K**-0.5, q_BTHK.dtype)
     q_BGRTK = q.reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
+    outs, weights = [], []
+    for start in range(0, T, rows):
+        end = start + rows
+        seen = S if parts == 1 else end
+        out, own = _attend_part(
+            q_BGRTK[:, :, :, start:end],
+            k_BGSK[:, :, :seen],
+            v_BGSK[:, :, :seen],
+            None if mask is None else mask[:, :, start:end, :seen],
+            None if bias is None else bias[:, :, start:end, :seen],
+            dropout,
+        )
+        outs.append(out)
+        weights.append(jnp.pad(own, ((0, 0), (0, 0), (0, 0), (0, S - seen))))
+    out_BGRTK = jnp.concatenate(outs, axis=3)
+    out = out_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
+    return out, jnp.concatenate(weights, axis=2)
+
+
+def _parts(length: int) -> int:
+    """Into how many parts a causal row is cut: at most 4, of at least 64 queries.
+
+    With 4 parts 5/8 of the products are left; more of them would be small ones.
+    """
+    return next(n for n in (4, 2, 1) if n == 1 or (length % n == 0 and length // n >= 64))
+
+
+def _attend_part(
+    q_BGRTK: jax.Array,
+    k_BGSK: jax.Array,
+    v_BGSK: jax.Array,
+    mask: jax.Array | None,
+    bias: jax.Array | None,
+    dropout: Dropout | None,
+) -> tuple[jax.Array, jax.Array]:
+    """`attend` of some queries, scaled already: (B, G, R, T, K) and the weights (B, H, T, S)."""
+    B, G, R, T, K = q_BGRTK.shape
+    S = k_BGSK.shape[2]
     # Queries that share a key head are rows of one product.
     scores = jnp.einsum(
         "bgnk,bgsk->bgns",
         q_BGRTK.reshape(B, G, -1, K),
         k_BGSK,
         preferred_element_type=jnp.float32,
-    ).reshape(B, H, T, S)
+    ).reshape(B, G * R, T, S)
     if bias is not None:
         scores = scores + bias
     if mask is not None:
-        scores = jnp.where(mask, scores, -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BGSK.dtype)
+        # A sum: its backward pass, unlike that of a choice, has nothing to do.
+        scores = scores + jnp.where(mask, 0.0, -1e30)
+    mass = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    total = mass.sum(axis=-1, keepdims=True)
     if dropout is not None:
-        weights = dropout(weights)
-    out = jnp.einsum("bgns,bgsk->bgnk", weights.reshape(B, G, -1, S), v_BGSK)
-    out = out.reshape(B, G, H // G, T, K).transpose(0, 3, 1, 2, 4)
-    return out.reshape(B, T, H, K), weights
+        mass = dropout(mass)
+    # Divided after the product, where there are K numbers to a row and not S.
+    out = jnp.einsum("bgns,bgsk->bgnk", mass.reshape(B, G, -1, S).astype(v_BGSK.dtype), v_BGSK)
+    out_BGRTK = out.reshape(B, G, R, T, K) / total.reshape(B, G, R, T, 1).astype(out.dtype)
+    return out_BGRTK, (mass / total).astype(v_BGSK.dtype)
 
 
 class Attention(Layer):
@@ -141,11 +188,12 @@ class Attention(Layer):
         memory_BSD: jax.Array | None = None,
         cache: Cache | None = None,
         layer: jax.Array | None = None,
+        causal: bool = False,
     ) -> tuple[jax.Array, Cache | None]:
         """Attend within x, or from x to `memory_BSD` (cross attention).
 
         positions_BT: of all the positions of the block (not of a sequence shard).
-        mask: see `attention_mask`; rotary: see `Rotary.table`.
+        mask: see `attention_mask`; rotary: see `Rotary.table`; causal: see `attend`.
         cache, layer: new keys and values are stored, and attention is over the whole store.
         Returns (B, T, D) and the cache.
         """
@@ -162,7 +210,9 @@ class Attention(Layer):
             k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         bias = self._alibi(positions_BT, k.shape[2], cache) if self.alibi else None
         drop = Dropout(self.dropout, ("batch", "heads", "sequence", None), self.train)
-        out, weights = attend(q, k, v, mask, bias, drop)
+        out, weights = attend(
+            q, k, v, mask, bias, drop if self.train and self.dropout else None, causal
+        )
         self.sow("intermediates", "attention", weights)
         out_kernel = self.weight(
             "out_kernel",

@@ -199,18 +199,20 @@ def avg_pool(
       elements that are not padding (TensorFlow).
     """
     sizes, steps, pads = _window(x, window, strides, padding)
-    zero = np.zeros((), np.float32)
-    total = lax.reduce_window(x.astype(jnp.float32), zero, lax.add, sizes, steps, pads)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    zero = np.zeros((), wide)
+    total = lax.reduce_window(x.astype(wide), zero, lax.add, sizes, steps, pads)
     count: jax.Array | int = math.prod(sizes)
     if not count_include_pad:
-        ones = jnp.ones((1, *x.shape[1:-1], 1), jnp.float32)
+        ones = jnp.ones((1, *x.shape[1:-1], 1), wide)
         count = lax.reduce_window(ones, zero, lax.add, sizes, steps, pads)
     return (total / count).astype(x.dtype)
 
 
 def global_avg_pool(x: jax.Array) -> jax.Array:
     """Mean over all positions in float32 (Lin et al. 2014), (B, S..., C) -> (B, C)."""
-    return jnp.mean(x, axis=range(1, x.ndim - 1), dtype=jnp.float32).astype(x.dtype)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)), dtype=wide).astype(x.dtype)
 
 
 def _window(

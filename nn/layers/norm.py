@@ -126,7 +126,7 @@ class BatchNorm(Layer):
         factor = scale * jax.lax.rsqrt(var + self.eps)
         offset = bias - mean * factor
         wide = (1,) * (x.ndim - 1) + (-1,)
-        y = x.astype(jnp.float32) * factor.reshape(wide) + offset.reshape(wide)
+        y = _wide(x) * factor.reshape(wide) + offset.reshape(wide)
         return y.astype(x.dtype)
 
     def _moments(self, x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -136,10 +136,15 @@ class BatchNorm(Layer):
         running mean, is near the mean (Chan, Golub & LeVeque 1983).
         """
         dims = tuple(range(x.ndim - 1))
-        h = x.astype(jnp.float32) - shift.reshape((1,) * len(dims) + (-1,))
+        h = _wide(x) - shift.reshape((1,) * len(dims) + (-1,))
         moments = jnp.stack([jnp.mean(h, axis=dims), jnp.mean(jnp.square(h), axis=dims)])
         first, second = pmean(moments, BATCH_AXES)
         return first + shift, jnp.maximum(second - jnp.square(first), 0.0)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    """Half precision to float32."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _axes(split: str | None) -> tuple[str, ...]:

@@ -69,7 +69,7 @@ def test_rounds_alternate_and_the_first_sets_the_device() -> None:
     rows = rounds.compare("decoder", ["torch", "flax", "timm"], plan, run=run)
     names = [order["peer"] for order in seen]
     turns = [["ours", "torch", "flax"], ["torch", "flax", "ours"], ["flax", "ours", "torch"]]
-    assert names == sum(turns, [])
+    assert names == [name for turn in turns for name in turn]
     assert [order["device"] for order in seen] == ["auto"] + ["accelerator"] * 8
     assert [order["size"] for order in seen] == ["auto"] + ["cpu"] * 8
     assert [(row.peer, row.error) for row in rows] == [("torch", ""), ("flax", "")]

@@ -15,7 +15,7 @@ from tests.golden_store import Record
 
 
 def tolerance(variant: str) -> float:
-    return 2e-5
+    return 1e-6
 
 
 def file_of(record: Record) -> dict[str, np.ndarray]:
@@ -26,12 +26,18 @@ def file_of(record: Record) -> dict[str, np.ndarray]:
 
 def compute(variant: str, record: Record) -> dict[str, np.ndarray]:
     """Logits of evaluation and training, loss, gradients and statistics under the file's names."""
+    with jax.enable_x64(True):
+        return outputs(record, jnp.float64)
+
+
+def outputs(record: Record, dtype: Any) -> dict[str, np.ndarray]:
+    """What the record holds, computed in `dtype` and rounded to float32."""
     config = resnet.config_from(record.about["config"])
     variables = resnet.to_ours(file_of(record), config)
     images, labels = jnp.asarray(record.inputs["images"]), jnp.asarray(record.inputs["labels"])
 
     def loss(params: Any) -> tuple[jax.Array, Any]:
-        logits, updated = Model(config, train=True).apply(
+        logits, updated = Model(config, dtype, train=True).apply(
             variables | {"params": params}, images, mutable=["batch_stats"]
         )
         return losses.softmax_cross_entropy(logits, labels).mean(), (logits, updated)
@@ -40,11 +46,11 @@ def compute(variant: str, record: Record) -> dict[str, np.ndarray]:
     (value, (logits, updated)), gradients = gradient(variables["params"])
     after = resnet.from_ours({"params": gradients, **updated}, config)
     found = {
-        "eval": jax.jit(Model(config).apply)(variables, images),
+        "eval": jax.jit(Model(config, dtype).apply)(variables, images),
         "train": logits,
         "loss": value,
     }
     for name, x in after.items():
         if not name.endswith(resnet.TRACKED):
             found[f"{'statistics' if '.running_' in name else 'grad'}/{name}"] = x
-    return {key: np.asarray(value) for key, value in found.items()}
+    return {key: np.asarray(value, np.float32) for key, value in found.items()}

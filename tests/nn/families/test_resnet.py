@@ -16,7 +16,9 @@ import pytest
 from nn import parallel
 from nn.families import resnet
 from nn.families.resnet import PRESETS, Config, Model
+from tests import golden_store
 from tests import parallel_cases as cases
+from tests.parity.resnets import outputs
 
 TINY = resnet.tiny()
 BASIC = dataclasses.replace(TINY, block="basic")
@@ -129,6 +131,12 @@ def test_evaluation_leaves_the_statistics_alone_and_does_not_mix_examples() -> N
         lambda a, b: bool((a != b).all()), variables["batch_stats"], dict(updated)["batch_stats"]
     )
     assert all(jax.tree.leaves(changed))
+
+
+@pytest.mark.parametrize("name", ["resnets.basic", "resnets.bottleneck"])
+def test_float32_stays_close_to_the_record(name: str) -> None:
+    record = golden_store.load(name)
+    golden_store.compare(outputs(record, jnp.float32), record.outputs, {"": 1e-4, "eval": 2e-6})
 
 
 # The bottleneck with projections is tests/test_parallel.py's, on every mesh.
