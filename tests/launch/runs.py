@@ -34,7 +34,11 @@ TINY_GPT = {
 }
 
 
-SHORT = {name: value for name, value in TINY_GPT.items() if name.startswith(("train", "metrics"))}
+SHORT = {
+    name: value
+    for name, value in TINY_GPT.items()
+    if name.startswith(("train", "metrics", "optimizer"))
+}
 
 
 def arguments(workdir: Path, experiment: str = "bytes_gpt", **overrides: Any) -> list[str]:

@@ -125,7 +125,7 @@ def test_evaluate(finished: Path, tmp_path: Path) -> None:
     stored = runs.curve(finished, "loss", "validation")[6]
     assert result["step"] == 6
     assert result["loss"] == pytest.approx(stored, rel=1e-6)
-    assert 3 < result["bigram_bits_per_byte"] < 4
+    assert 3 < result["bigram_bits_per_byte"] < 5  # of a few rows
 
 
 def test_generate_is_the_same_on_every_mesh(

@@ -14,8 +14,9 @@ from nn.pretrained import gpt2, llama
 from tests.golden_store import Record
 
 
-def tolerance(variant: str) -> float:
-    return 1e-5
+def tolerance(variant: str) -> dict[str, float]:
+    # Key biases have a gradient that all but cancels.
+    return {"": 1e-5, "grad/": 2e-5}
 
 
 def format_of(record: Record) -> ModuleType:

@@ -38,6 +38,7 @@ EDGES = {
     "train.checkpoint_every": [("0", "-1")],
     "train.keep_checkpoints": [("1", "0")],
     "train.early_stop_patience": [("0", "-1")],
+    "train.hang_timeout": [("0", "-1"), ("600", "inf")],
     "train.time_limit": [("0", "-1"), ("1e6", "nan")],
     "sample.length": [("0", "-1")],
     "sample.temperature": [("0", "-0.1"), ("9", "inf")],
