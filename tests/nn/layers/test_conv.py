@@ -72,11 +72,14 @@ def test_convolution_equals_its_formula(name: str) -> None:
 
 
 def test_taps_accumulate_half_precision_in_float32() -> None:
-    x = jnp.full((1, 2, 2, 256), 1 + 2**-7, jnp.bfloat16)
-    kernel = jnp.ones((3, 3, 256, 1), jnp.bfloat16)
-    y = convolution._by_taps(x, kernel, (1, 1), ((1, 1), (1, 1)), (1, 1))
-    assert y is not None and y.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(y, jnp.full_like(y, 1024 * (1 + 2**-7)))
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(1, 2, 2, 64)), jnp.bfloat16)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 64, 32)), jnp.bfloat16)
+    pads = ((1, 1), (1, 1))
+    y = convolution._by_taps(x, kernel, (1, 1), pads, (1, 1))
+    exact = by_hand(np.asarray(x, float), np.asarray(kernel, float), (1, 1), pads, (1, 1))
+    assert y is not None
+    np.testing.assert_array_equal(y, jnp.asarray(exact, jnp.float32).astype(jnp.bfloat16))
 
 
 @pytest.mark.parametrize("size, window, stride", itertools.product((5, 8), (2, 3, 5), (1, 2, 3)))
