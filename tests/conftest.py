@@ -5,15 +5,21 @@ JAX and XLA read these variables when they are first imported, hence before anyt
 
 from __future__ import annotations
 
+import json
 import os
 
-_BEFORE = dict(os.environ)  # what a user's shell has
+# What a user's shell has. The workers of pytest-xdist inherit what is set below, hence the copy.
+_BEFORE: dict[str, str] = json.loads(
+    os.environ.setdefault("TESSERA_TESTS_ENVIRONMENT", json.dumps(dict(os.environ)))
+)
+
+DEVICES = 8
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
     [
         *(f for f in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in f),
-        "--xla_force_host_platform_device_count=8",
+        f"--xla_force_host_platform_device_count={DEVICES}",
     ]
 )
 # Threads for the devices: with as many as two cores have, a collective among eight can deadlock.

@@ -1,4 +1,4 @@
-"""Write golden files anew: `python -m tests.update_golden configs`.
+"""Write golden files anew: `python -m tests.update_golden configs losses`.
 
 Look at the difference before you commit it: it shows whom a change of a default touches.
 """
@@ -27,7 +27,15 @@ def configs() -> dict[str, str]:
     return found
 
 
-KINDS: dict[str, Callable[[], dict[str, str]]] = {"configs": configs}
+def losses() -> dict[str, str]:
+    """The losses of three short runs on the machine that every test sees."""
+    from tests import conftest, golden_runs
+
+    assert conftest.DEVICES == 8
+    return {f"losses/{name}.json": golden_runs.text(name) for name in golden_runs.RUNS}
+
+
+KINDS: dict[str, Callable[[], dict[str, str]]] = {"configs": configs, "losses": losses}
 
 
 def update(kind: str, root: Path = GOLDEN) -> list[Path]:
