@@ -75,8 +75,11 @@ def _machine(config: ConfigDict) -> None:
     config.mesh.context = 1  # devices that share the positions of a sequence out
     config.mesh.tensor = 1  # devices that share each matrix product out
     config.mesh.sequence_parallel = True  # tensor > 1: positions are shared out between blocks
-    config.mesh.microbatches = 1  # parts of a batch in flight in the pipeline
-    config.mesh.schedule = "gpipe"  # of the pipeline
+    config.mesh.microbatches = 1  # parts of a batch that go through the pipeline one by one
+    config.mesh.schedule = "gpipe"  # of the pipeline: gpipe, interleaved or 1f1b
+    config.mesh.rounds = 1  # pieces of the depth per stage; above 1: interleaved only
+    config.mesh.attention = "auto"  # over context: ring or ulysses; auto chooses and says so
+    config.mesh.dispatch = "auto"  # over expert: gather, all_to_all or ragged; auto: by the backend
     config.mesh.rules = ""  # changes to the table of axes, such as "mlp=tensor,embed=fsdp"
 
 

@@ -34,7 +34,14 @@ def build(config: FrozenConfigDict, devices: list[jax.Device] | None = None) -> 
         a batch that it does not divide; one line that names values and the nearest valid choice.
     """
     mesh = parallel.make_mesh({axis: config.mesh[axis] for axis in parallel.AXES}, devices)
-    rules = parallel.parse_rules(config.mesh.rules, config.mesh.sequence_parallel)
+    rules = parallel.parse_rules(
+        config.mesh.rules,
+        config.mesh.sequence_parallel,
+        microbatches=config.mesh.microbatches,
+        schedule=config.mesh.schedule,
+        rounds=config.mesh.rounds,
+        dispatch=config.mesh.dispatch,
+    )
     family = resolve.module("model", config.model.family)
     model_config = configs.section(config, "model")
     policy = precision.resolve(config.precision.policy)

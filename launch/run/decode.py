@@ -86,11 +86,14 @@ def generate(
     def logits_of(hidden_BD: jax.Array) -> jax.Array:
         logits_B1V: Any = model.apply(variables, hidden_BD[:, None], method="head")
         logits: jax.Array = logits_B1V[:, 0]
-        return all_gather(logits, "tensor", 1, same=True) if bound_axis("vocab") else logits
+        split = bound_axis("vocab", model.config.vocab_size)
+        return all_gather(logits, split, 1, same=True) if split else logits
 
     cache = model.empty_cache(B, longest + new_tokens)
     positions_BP = jnp.arange(longest)[None] + jnp.zeros_like(prompts_BP)
-    hidden, cache = model.apply(variables, prompts_BP, positions_BP, cache=cache, method="hidden")
+    hidden, cache, _ = model.apply(
+        variables, prompts_BP, positions_BP, cache=cache, method="hidden"
+    )
     tokens_BT = jnp.pad(prompts_BP, ((0, 0), (0, new_tokens)))
     stop = jnp.asarray(how.stop or (-1,), jnp.int32)
 
@@ -104,7 +107,7 @@ def generate(
         token_B = sample(logits_of(last_BD), keys, how)
         kept_B = tokens_BT[batch, ends_B]
         tokens_BT = tokens_BT.at[batch, ends_B].set(jnp.where(done_B, kept_B, token_B))
-        hidden, cache = model.apply(
+        hidden, cache, _ = model.apply(
             variables, token_B[:, None], ends_B[:, None], cache=cache, method="hidden"
         )
         ends_B = jnp.where(done_B, ends_B, ends_B + 1)

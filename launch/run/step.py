@@ -27,6 +27,7 @@ def eval_step(rule: Any) -> Step:
 def to_mesh(rule: Any, rows: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """Global arrays from this process's rows of a batch."""
     task = rule.task
+    rows = task.arrange(rows)
     shardings: Any = parallel.shardings(task.mesh, task.batch_specs(rows))
     return {
         name: jax.make_array_from_process_local_data(shardings[name], x) for name, x in rows.items()

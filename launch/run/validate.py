@@ -76,6 +76,7 @@ RULES: dict[str, Rule] = {
     "optimizer.momentum": MOMENT,
     **{f"mesh.{axis}": AXIS for axis in AXES},
     "mesh.microbatches": COUNT,
+    "mesh.rounds": COUNT,
     "train.steps": COUNT,
     "train.log_every": COUNT,
     "train.eval_every": COUNT_OR_OFF,
@@ -95,7 +96,9 @@ CHOICES: dict[str, Callable[[str, Any], Any]] = {
     "optimizer.schedule": choice(optimizer.SCHEDULES),
     "optimizer.decay_mask": choice(optimizer.DECAY_MASKS),
     "precision.policy": lambda key, value: precision.check(value),
-    "mesh.schedule": choice(("gpipe",)),
+    "mesh.schedule": choice(("gpipe", "interleaved", "1f1b")),
+    "mesh.attention": choice(("auto", "ring", "ulysses")),
+    "mesh.dispatch": choice(("auto", "gather", "all_to_all", "ragged")),
 }
 
 

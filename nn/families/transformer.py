@@ -19,19 +19,18 @@ import jax.numpy as jnp
 
 from nn import activations, initializers, names
 from nn.layers import embed, norm
-from nn.layers.attention import Attention, Cache, Table, attention_mask
+from nn.layers.attention import Attention, Cache, Table, attention_mask, kv_heads_here
 from nn.layers.dense import FeedForward
 from nn.layers.dropout import Dropout
 from nn.layers.position import SCALINGS, Rotary, sinusoids
-from nn.parallel import BATCH_AXES, Layer, axis_size, bound_axis, leave, vary
+from nn.layers.stack import REMAT, layer_numbers, stacked
+from nn.parallel import BATCH_AXES, Layer, bound_axis, leave, vary
+from nn.parallel.sequence import columns
 from nn.parallel.tensor import sequence_axes
 
-REMAT = {
-    "none": None,
-    "block": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
 POSITIONS = dict.fromkeys(("learned", "sinusoidal", "rotary", "alibi", "none"))
+
+Aux = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +118,7 @@ class Block(Layer):
         positions_BT: jax.Array,
         mask: jax.Array | None,
         rotary: Table | None,
-    ) -> tuple[tuple[jax.Array, Cache | None], None]:
+    ) -> tuple[tuple[jax.Array, Cache | None], Aux]:
         c = self.config
         x_BTD, cache = carry
         wide = initializers.normal(c.init_std)
@@ -157,7 +156,7 @@ class Block(Layer):
         )(norm.make(c.norm, c.norm_eps, c.bias, "mlp_norm")(x_BTD))
         x_BTD = x_BTD + drop(h_BTD)
         self.sow("intermediates", "residual", x_BTD)
-        return (x_BTD, cache), None
+        return (x_BTD, cache), {}
 
 
 class Model(Layer):
@@ -174,18 +173,7 @@ class Model(Layer):
         if c.position == "learned":
             self.positions = embed.PositionTable(c.context_length, c.dim, init)
         self.dropout = Dropout(c.dropout, ("batch", "tokens", None), self.train)
-        block = Block
-        if c.remat != "none":
-            block = nn.remat(Block, policy=REMAT[c.remat], prevent_cse=False)
-        self.blocks = nn.scan(
-            block,
-            variable_axes={"params": 0, "intermediates": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-            length=c.num_layers,
-            unroll=c.scan_unroll or c.num_layers,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c, self.train)
+        self.blocks = stacked(Block, c.num_layers, 3, c.remat, c.scan_unroll)(c, self.train)
         self.final_norm = norm.make(c.norm, c.norm_eps, c.bias, "final_norm")
         if not c.tie_embeddings:
             self.output = embed.Head(c.vocab_size, table_init=init)
@@ -196,8 +184,12 @@ class Model(Layer):
         positions_BT: jax.Array | None = None,
         segments_BT: jax.Array | None = None,
         cache: Cache | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
-        """Final normed states (B, T, D), all positions of this shard, and the cache.
+    ) -> tuple[jax.Array, Cache | None, Aux]:
+        """Final normed states, the cache, and what the blocks add to the loss (`nn.layers.stack`).
+
+        States are (B, T, D), all positions of this shard of `context`; where sequence parallelism
+        is on and the vocabulary is not split, the positions of this shard of `tensor` only
+        (`embed.head_positions`).
 
         Args:
           positions_BT: position of each token in its document; 0, 1, ... by default.
@@ -206,7 +198,7 @@ class Model(Layer):
         """
         c = self.config
         if positions_BT is None:
-            positions_BT = jnp.arange(tokens_BT.shape[1])[None] + jnp.zeros_like(tokens_BT)
+            positions_BT = columns(tokens_BT.shape[1])[None] + jnp.zeros_like(tokens_BT)
         x_BTD = self.embed(tokens_BT)
         if c.position == "learned":
             x_BTD = x_BTD + self.positions(positions_BT, self.dtype)
@@ -215,13 +207,19 @@ class Model(Layer):
         x_BTD = self.dropout(vary(x_BTD, (*BATCH_AXES, *sequence_axes())))
         mask = self._mask(positions_BT, segments_BT, cache)
         rotary = c.rotary.table(positions_BT, c.head_width) if c.position == "rotary" else None
-        carry, _ = self.blocks((x_BTD, cache), jnp.arange(c.num_layers), positions_BT, mask, rotary)
+        layers = layer_numbers(c.num_layers)
+        carry, aux = self.blocks((x_BTD, cache), layers, positions_BT, mask, rotary)
         x_BTD, cache = carry
-        return embed.head_input(self.final_norm(x_BTD)), cache
+        aux = jax.tree.map(jnp.sum, aux)
+        return embed.head_input(self.final_norm(x_BTD), c.vocab_size), cache, aux
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
         """Logits of this shard's part of the vocabulary, (B, T, D) -> (B, T, v)."""
         return self.embed.attend(x_BTD) if self.config.tie_embeddings else self.output(x_BTD)
+
+    def head_positions(self, *per_position: jax.Array) -> list[jax.Array]:
+        """Of arrays (B, T) with one entry per position, those that go with `hidden`."""
+        return [embed.head_positions(x_BT, self.config.vocab_size) for x_BT in per_position]
 
     def __call__(self, tokens_BT: jax.Array, **inputs: Any) -> jax.Array:
         """Logits (B, T, v); inputs as in `hidden`. Sows "attention" and "residual" per layer."""
@@ -230,8 +228,8 @@ class Model(Layer):
     def empty_cache(self, batch: int, length: int) -> Cache:
         """Room for `length` positions of `batch` rows, this shard's heads only."""
         c = self.config
-        split = [axis] if (axis := bound_axis("kv_heads")) else []
-        shape = (c.num_layers, batch, c.kv_heads // axis_size(split), length, c.head_width)
+        split = [axis] if (axis := bound_axis("heads")) else []
+        shape = (c.num_layers, batch, kv_heads_here(c.num_heads, c.kv_heads), length, c.head_width)
         return vary(Cache.zeros(shape, self.dtype), (*BATCH_AXES, *split))
 
     def _mask(

@@ -14,7 +14,7 @@ from flax import struct
 from nn import initializers
 from nn.layers.dropout import Dropout
 from nn.layers.position import alibi_slopes, rotate
-from nn.parallel import Layer, axis_index, bound_axis, einsum, enter
+from nn.parallel import Layer, axis_index, axis_size, bound_axis, einsum, enter
 from nn.parallel.weight import Initializer
 
 Table = tuple[jax.Array, jax.Array]  # cos and sin of the rotary embedding
@@ -161,6 +161,28 @@ def _attend_part(
     return out_BGRTK, (mass / total).astype(v_BGSK.dtype)
 
 
+def kv_heads_here(heads: int, kv_heads: int) -> int:
+    """How many key and value heads the query heads of this shard look at."""
+    if bound_axis("heads") is None:
+        return kv_heads
+    shards = axis_size("tensor")
+    if bound_axis("kv_heads", kv_heads) is not None:
+        return kv_heads // shards
+    return 1 if shards % kv_heads == 0 else heads // shards
+
+
+def _own_kv_heads(x_BSGK: jax.Array, heads: int) -> jax.Array:
+    """Of all key or value heads, which every shard has computed, those that its queries look at.
+
+    One for all of them where that is so, else one for each.
+    """
+    kv_heads = x_BSGK.shape[2]
+    own, local = kv_heads_here(heads, kv_heads), heads // axis_size("tensor")
+    first = axis_index("tensor") * local
+    queries = first + jnp.arange(local) if own == local else first + jnp.zeros((1,), jnp.int32)
+    return jnp.take(x_BSGK, queries * kv_heads // heads, axis=2)
+
+
 class Attention(Layer):
     """Multi-head attention (Vaswani et al. 2017), grouped-query (Ainslie et al. 2023).
 
@@ -200,6 +222,8 @@ class Attention(Layer):
         width = x_BTD.shape[-1]
         x_BTD = enter(x_BTD, "heads")
         q, k, v = self._project(x_BTD, x_BTD if memory_BSD is None else memory_BSD)
+        if bound_axis("heads") and bound_axis("kv_heads", self.kv_heads) is None:
+            k, v = _own_kv_heads(k, self.heads), _own_kv_heads(v, self.heads)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         if cache is not None:

@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nn.parallel import BATCH_AXES, bound_axis
-from nn.parallel.random import keep_mask
+from nn.parallel import BATCH_AXES, axis_index, axis_size, bound_axis
+from nn.parallel.random import keep_mask, key_here, rows_here
+from nn.parallel.sequence import columns
 from nn.parallel.tensor import sequence_axes
 
 
@@ -27,6 +28,21 @@ def split_axes(name: str | None) -> tuple[str, ...]:
     return () if axis in (None, "fsdp") else (axis,)
 
 
+def indices(name: str | None, size: int) -> jax.Array | None:
+    """Global index of each local element of a dimension; None where they follow one another."""
+    if name == "batch":
+        return rows_here(size, BATCH_AXES)
+    if name in ("tokens", "sequence") and axis_size("context") > 1:
+        split = axis_size("tensor") if "tensor" in split_axes(name) else 1
+        own = columns(size * split)
+        return (
+            jax.lax.dynamic_slice_in_dim(own, axis_index("tensor") * size, size)
+            if split > 1
+            else own
+        )
+    return None
+
+
 class Dropout(nn.Module):
     """Zero a share `rate` of the elements in training and scale the rest by 1 / (1 - rate).
 
@@ -42,6 +58,8 @@ class Dropout(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         if not self.train or self.rate == 0.0:
             return x
-        key = self.make_rng("dropout")
-        keep = keep_mask(key, self.rate, x.shape, [split_axes(name) for name in self.names])
+        key = key_here(self.make_rng("dropout"))
+        split = [split_axes(name) for name in self.names]
+        places = [indices(name, size) for name, size in zip(self.names, x.shape, strict=True)]
+        keep = keep_mask(key, self.rate, x.shape, split, places)
         return jnp.where(keep, x / (1.0 - self.rate), jnp.zeros((), x.dtype))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from nn import initializers
-from nn.parallel import Layer, einsum, enter, leave
+from nn.parallel import Layer, bound_axis, einsum, enter, leave
 from nn.parallel import axis_index as shard_index
 from nn.parallel.collectives import psum, psum_scatter
 from nn.parallel.tensor import sequence_is_split
@@ -72,9 +72,18 @@ class Head(Layer):
         return logits
 
 
-def head_input(x_BTD: jax.Array) -> jax.Array:
-    """All positions of this shard's examples, ready for a head whose vocabulary may be split."""
-    return enter(x_BTD, "vocab")
+def head_input(x_BTD: jax.Array, size: int) -> jax.Array:
+    """What the head of a vocabulary of `size` works on here.
+
+    All positions where the vocabulary is split over `tensor`. Where it is not, because the shards
+    do not divide it, they share the positions out instead (those of sequence parallelism).
+    """
+    return x_BTD if bound_axis("vocab", size) is None else enter(x_BTD, "vocab")
+
+
+def head_positions(x_BT: jax.Array, size: int) -> jax.Array:
+    """Of something with one entry per position, such as the targets, those of `head_input`."""
+    return leave(x_BT) if bound_axis("vocab", size) is None else x_BT
 
 
 class PositionTable(Layer):

@@ -9,9 +9,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from nn import parallel
+from nn.parallel import sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,5 +49,22 @@ class Task:
         return parallel.specs(named, self.rules, self.mesh)
 
     def batch_specs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """PartitionSpecs of a batch: examples over the batch axes."""
-        return {name: parallel.batch_spec(self.mesh, x.ndim) for name, x in batch.items()}
+        """PartitionSpecs of a batch: examples over the batch axes, positions over context."""
+        return {
+            name: parallel.batch_spec(self.mesh, x.ndim, 1 if self.is_sequence(name) else None)
+            for name, x in batch.items()
+        }
+
+    def is_sequence(self, name: str) -> bool:
+        """Whether dimension 1 of this entry of a batch is positions of a sequence."""
+        return name in self.objective.SEQUENCE
+
+    def arrange(self, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The batch with its positions in the order in which the mesh holds them."""
+        shards = self.mesh.shape["context"]
+        return {
+            name: x[:, sequence.order(x.shape[1], shards, self.rules.layout)]
+            if shards > 1 and self.is_sequence(name)
+            else x
+            for name, x in rows.items()
+        }

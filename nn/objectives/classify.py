@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from nn import losses
 from nn.objectives.sums import Batch, Sums, Variables, apply
 
+SEQUENCE: tuple[str, ...] = ()
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:

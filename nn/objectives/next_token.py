@@ -20,6 +20,8 @@ from nn import losses
 from nn.objectives.sums import Batch, Sums, Variables, apply
 from nn.parallel import bound_axis
 
+SEQUENCE = ("inputs", "targets", "segments", "positions", "mask")
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -46,7 +48,7 @@ def sums(
     Raises ValueError when chunks does not divide the positions.
     """
     model = model.clone(train=train)
-    (hidden_BTD, _), variables = apply(
+    (hidden_BTD, _, aux), variables = apply(
         model,
         variables,
         batch["inputs"],
@@ -56,7 +58,7 @@ def sums(
         train=train,
         method="hidden",
     )
-    split = "tensor" if bound_axis("vocab") else None
+    split = bound_axis("vocab", model.config.vocab_size)
 
     def chunk(hidden_BCD: jax.Array, targets_BC: jax.Array, mask_BC: jax.Array) -> Any:
         logits: Any = model.apply(variables, hidden_BCD, method="head")
@@ -70,10 +72,13 @@ def sums(
         hit_BC = losses.correct(logits, targets_BC, axis_name=split)
         return jnp.sum(loss_BC * mask_BC), jnp.sum(hit_BC * mask_BC)
 
-    mask_BT = batch["mask"]
-    loss, hits = _over_chunks(chunk, config.chunks, hidden_BTD, batch["targets"], mask_BT)
+    targets_BT, mask_BT = model.head_positions(batch["targets"], batch["mask"])
+    loss, hits = _over_chunks(chunk, config.chunks, hidden_BTD, targets_BT, mask_BT)
     count = jnp.sum(mask_BT)
-    return {"loss": (loss, count), "accuracy": (hits, count)}, variables
+    extra = {name: (value * count, count) for name, value in aux.items()}
+    if "loss" in extra:
+        loss = loss + extra.pop("loss")[0]
+    return {"loss": (loss, count), "accuracy": (hits, count), **extra}, variables
 
 
 def _over_chunks(chunk: Any, chunks: int, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -13,6 +13,8 @@ from nn.objectives.sums import Batch, Sums, Variables, apply
 
 ERRORS = {"mse": losses.mse, "mae": losses.mae, "huber": losses.huber}
 
+SEQUENCE: tuple[str, ...] = ()
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:

@@ -1,6 +1,7 @@
 """What every objective returns: sums with their counts, so that any split of a batch is exact.
 
-An objective is a file with a frozen `Config` and
+An objective is a file with a frozen `Config`, the entries of a batch whose dimension 1 is positions
+of a sequence, `SEQUENCE`, which may then be split over the mesh axis `context`, and
 `sums(config, model, variables, batch, key, train) -> (Sums, variables)`; "loss" is among the sums.
 The step adds totals and counts over microbatches and over the mesh and divides once.
 """

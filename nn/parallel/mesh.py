@@ -42,27 +42,50 @@ WEIGHT_RULES: Mapping[str, str | None] = MappingProxyType(
         "norm": None,
     }
 )
+# Dimensions that every shard holds whole where their size does not divide: the few key and value
+# heads of grouped-query attention, and vocabularies such as GPT-2's 50,257.
+REPLICABLE = ("kv_heads", "vocab")
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Which mesh axis splits which logical dimension.
+    """Which mesh axis splits which logical dimension, and how the axes of a mesh are used.
 
     weights: logical name -> mesh axis or None.
     sequence_parallel: between blocks, positions are also split over `tensor`
         (Korthikanti et al. 2022), so that norms and dropout are not computed twice.
+    microbatches: parts of a batch that go through the pipeline one after another; example i is in
+        part i mod microbatches, on any mesh.
+    schedule: in which order stages work on them (`nn.parallel.pipeline.SCHEDULES`).
+    rounds: pieces of the depth per stage; more than one with schedule "interleaved" only.
+    attention: how queries meet the keys of other shards of `context`: ring | ulysses.
+    dispatch: how tokens meet the experts of other shards of `expert`:
+        auto | gather | all_to_all | ragged.
     """
 
     weights: Mapping[str, str | None] = dataclasses.field(default_factory=lambda: WEIGHT_RULES)
     sequence_parallel: bool = False
+    microbatches: int = 1
+    schedule: str = "gpipe"
+    rounds: int = 1
+    attention: str = "ring"
+    dispatch: str = "auto"
+
+    @property
+    def layout(self) -> str:
+        """How positions lie on `context`: see `nn.parallel.sequence`."""
+        return "zigzag" if self.attention == "ring" else "contiguous"
 
     def axis(self, name: str | None) -> str | None:
         """The mesh axis of a logical name; raises ValueError on a name the table lacks."""
         return None if name is None else naming.lookup("logical axis", name, self.weights)
 
 
-def parse_rules(text: str, sequence_parallel: bool) -> Rules:
-    """`Rules` with overrides such as "mlp=,embed=data": name=axis, an empty axis replicates."""
+def parse_rules(text: str, sequence_parallel: bool, **use: Any) -> Rules:
+    """`Rules` with overrides such as "mlp=,embed=data": name=axis, an empty axis replicates.
+
+    use: the other fields of `Rules`.
+    """
     table = dict(WEIGHT_RULES)
     for part in filter(None, (p.strip() for p in text.split(","))):
         name, equals, axis = (piece.strip() for piece in part.partition("="))
@@ -72,7 +95,7 @@ def parse_rules(text: str, sequence_parallel: bool) -> Rules:
         if axis:
             naming.lookup("mesh axis in mesh.rules", axis, dict.fromkeys(AXES))
         table[name] = axis or None
-    return Rules(MappingProxyType(table), sequence_parallel)
+    return Rules(MappingProxyType(table), sequence_parallel, **use)
 
 
 _RULES: contextvars.ContextVar[Rules] = contextvars.ContextVar("rules", default=Rules())
@@ -157,6 +180,8 @@ def weight_spec(
     for size, name in zip(shape, names, strict=True):
         axis = rules.axis(name)
         axis = axis if axis is not None and mesh.shape[axis] > 1 else None
+        if axis is not None and name in REPLICABLE and size % mesh.shape[axis]:
+            axis = None
         if axis is not None and axis in entries:
             raise ValueError(
                 f"weight {path}: mesh axis {axis!r} splits two of its dimensions {tuple(names)}; "

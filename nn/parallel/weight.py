@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from nn.parallel import collectives
-from nn.parallel.mesh import Rules, current_rules, weight_spec
+from nn.parallel.mesh import REPLICABLE, Rules, current_rules, weight_spec
 
 Names = tuple[str | None, ...]
 Initializer = Callable[[jax.Array, Sequence[int]], jax.Array]
@@ -45,18 +45,29 @@ class Named(struct.PyTreeNode, nn.meta.AxisMetadata[Any]):
         return self.replace(names=(*self.names[:index], *self.names[index + 1 :]))
 
 
-def bound_axis(name: str | None) -> str | None:
-    """The mesh axis that splits a logical dimension here, or None."""
+def bound_axis(name: str | None, size: int | None = None) -> str | None:
+    """The mesh axis that splits a logical dimension here, or None.
+
+    size: global, of a dimension that every shard holds whole where it does not divide
+      (`nn.parallel.mesh.REPLICABLE`).
+    """
     axis = current_rules().axis(name)
-    return axis if axis is not None and collectives.bound([axis]) else None
+    if axis is None or not collectives.bound([axis]):
+        return None
+    if size is not None and name in REPLICABLE and size % collectives.axis_size(axis):
+        return None
+    return axis
 
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-    """The local share of a weight and the names of its dimensions. Lives inside one trace."""
+    """The local share of a weight. Lives inside one trace.
+
+    axes: per dimension, the mesh axis that splits it here.
+    """
 
     value: jax.Array
-    names: Names
+    axes: tuple[str | None, ...]
 
     def whole(self, like: jax.Array) -> jax.Array:
         """The value with its fsdp dimensions gathered, in the dtype of `like`.
@@ -65,7 +76,7 @@ class Weight:
         a reduce-scatter over fsdp followed by a sum of the *share* over the other axes.
         """
         x = self.value.astype(like.dtype)
-        dims = [d for d, name in enumerate(self.names) if bound_axis(name) == "fsdp"]
+        dims = [d for d, axis in enumerate(self.axes) if axis == "fsdp"]
         if not dims:
             return x
         held = collectives.varying(like)
@@ -79,15 +90,20 @@ class Weight:
 
     def split_over(self, dim: int) -> str | None:
         """The mesh axis, fsdp aside, over which a dimension stays split."""
-        axis = bound_axis(self.names[dim])
+        axis = self.axes[dim]
         return None if axis == "fsdp" else axis
 
 
-def local_shape(shape: Sequence[int], names: Names) -> tuple[int, ...]:
+def bound_axes(shape: Sequence[int], names: Names) -> tuple[str | None, ...]:
+    """The mesh axis that splits each dimension of a global shape here."""
+    return tuple(bound_axis(name, size) for size, name in zip(shape, names, strict=True))
+
+
+def local_shape(shape: Sequence[int], axes: Sequence[str | None]) -> tuple[int, ...]:
     """This shard's part of a global shape; the whole outside shard_map."""
     return tuple(
-        size // collectives.axis_size(axis) if (axis := bound_axis(name)) else size
-        for size, name in zip(shape, names, strict=True)
+        size // collectives.axis_size(axis) if axis else size
+        for size, axis in zip(shape, axes, strict=True)
     )
 
 
@@ -96,20 +112,22 @@ class Layer(nn.Module):
 
     def weight(self, name: str, shape: Sequence[int], names: Names, init: Initializer) -> Weight:
         """A parameter of global `shape`, float32; `names` has one entry per dimension."""
+        axes = bound_axes(shape, names)
 
         def make(key: jax.Array) -> Named:
-            return Named(init(key, local_shape(shape, names)), names)
+            return Named(init(key, local_shape(shape, axes)), names)
 
         value: Any = self.param(name, make)  # Linen unboxes it
-        return Weight(value, names)
+        return Weight(value, axes)
 
     def statistic(
         self, name: str, shape: Sequence[int], names: Names, fill: float, collection: str
     ) -> nn.Variable[Any]:
         """A float32 variable that is not trained (a running mean, say), filled with `fill`."""
+        local = local_shape(shape, bound_axes(shape, names))
 
         def make() -> Named:
-            return Named(jnp.full(local_shape(shape, names), fill, jnp.float32), names)
+            return Named(jnp.full(local, fill, jnp.float32), names)
 
         return self.variable(collection, name, make)
 

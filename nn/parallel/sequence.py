@@ -1,0 +1,49 @@
+"""Where the positions of a sequence lie when `context` splits them.
+
+contiguous: shard i holds the i-th part. zigzag: the sequence is cut into 2n parts and shard i holds
+parts i and 2n - 1 - i, so that under a causal mask every shard has the same work (Brandon et al.
+2023, striped attention, gave the idea; the layout is that of Zhu 2024, ring-flash-attention).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nn import names
+from nn.parallel import collectives
+from nn.parallel.mesh import current_rules
+
+LAYOUTS = dict.fromkeys(("contiguous", "zigzag"))
+
+
+def order(length: int, shards: int, layout: str) -> np.ndarray:
+    """The global position at each place when the shards are laid end to end, (length,) int.
+
+    Raises:
+      ValueError: the parts do not divide the length; names the nearest length that they do.
+    """
+    names.lookup("layout", layout, LAYOUTS)
+    parts = shards if layout == "contiguous" else 2 * shards
+    if shards > 1 and length % parts:
+        raise ValueError(
+            f"{length} positions cannot be cut into the {parts} parts of mesh.context={shards}; "
+            f"nearest length: {max(round(length / parts), 1) * parts}"
+        )
+    if shards == 1 or layout == "contiguous":
+        return np.arange(length)
+    pieces = np.arange(length).reshape(parts, -1)
+    return np.concatenate([pieces[[i, parts - 1 - i]].reshape(-1) for i in range(shards)])
+
+
+def columns(size: int) -> jax.Array:
+    """Global positions of the `size` that this shard of `context` holds, (size,) int32."""
+    shards, shard = collectives.axis_size("context"), collectives.axis_index("context")
+    local = jnp.arange(size, dtype=jnp.int32)
+    if shards == 1 or current_rules().layout == "contiguous":
+        return shard * size + local
+    half = size // 2
+    low = shard * half + local[:half]
+    high = (2 * shards - 1 - shard) * half + local[: size - half]
+    return jnp.concatenate([low, high])
