@@ -89,11 +89,13 @@ def generate(
         split = bound_axis("vocab", model.config.vocab_size)
         return all_gather(logits, split, 1, same=True) if split else logits
 
+    def hidden_of(tokens: jax.Array, positions: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+        out: Any = model.apply(variables, tokens, positions, cache=cache, method="hidden")
+        return out[0], out[1]
+
     cache = model.empty_cache(B, longest + new_tokens)
     positions_BP = jnp.arange(longest)[None] + jnp.zeros_like(prompts_BP)
-    hidden, cache, _ = model.apply(
-        variables, prompts_BP, positions_BP, cache=cache, method="hidden"
-    )
+    hidden, cache = hidden_of(prompts_BP, positions_BP, cache)
     tokens_BT = jnp.pad(prompts_BP, ((0, 0), (0, new_tokens)))
     stop = jnp.asarray(how.stop or (-1,), jnp.int32)
 
@@ -107,9 +109,7 @@ def generate(
         token_B = sample(logits_of(last_BD), keys, how)
         kept_B = tokens_BT[batch, ends_B]
         tokens_BT = tokens_BT.at[batch, ends_B].set(jnp.where(done_B, kept_B, token_B))
-        hidden, cache, _ = model.apply(
-            variables, token_B[:, None], ends_B[:, None], cache=cache, method="hidden"
-        )
+        hidden, cache = hidden_of(token_B[:, None], ends_B[:, None], cache)
         ends_B = jnp.where(done_B, ends_B, ends_B + 1)
         done_B = done_B | jnp.isin(token_B, stop)
         return step + 1, tokens_BT, ends_B, hidden[:, 0], done_B, cache

@@ -57,7 +57,7 @@ def test_cached_decoding_equals_the_full_pass(name: str) -> None:
     position = jnp.arange(12)[None] + jnp.zeros_like(tokens)
     pieces = []
     for start, end in ((0, 5), (5, 6), (6, 7), (7, 12)):
-        hidden, cache = model.apply(
+        hidden, cache, _ = model.apply(
             {"params": params},
             tokens[:, start:end],
             position[:, start:end],
