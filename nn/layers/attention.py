@@ -15,7 +15,8 @@ from nn import initializers
 from nn.layers.dropout import Dropout
 from nn.layers.position import alibi_slopes, rotate
 from nn.parallel import Layer, axis_index, axis_size, bound_axis, einsum, enter
-from nn.parallel.weight import Initializer
+from nn.parallel.tensor import einsum_parts
+from nn.parallel.weight import Initializer, Weight
 
 Table = tuple[jax.Array, jax.Array]  # cos and sin of the rotary embedding
 
@@ -183,6 +184,13 @@ def _own_kv_heads(x_BSGK: jax.Array, heads: int) -> jax.Array:
     return jnp.take(x_BSGK, queries * kv_heads // heads, axis=2)
 
 
+def _heads_of(x_BTD: jax.Array, *weights: tuple[Weight, Weight | None]) -> list[jax.Array]:
+    """x times several kernels (D, heads, K), plus their biases, as one product."""
+    parts = einsum_parts("btd,dhk->bthk", x_BTD, [kernel for kernel, _ in weights], 1)
+    pairs = zip(parts, weights, strict=True)
+    return [y if bias is None else y + bias.beside(y) for y, (_, bias) in pairs]
+
+
 class Attention(Layer):
     """Multi-head attention (Vaswani et al. 2017), grouped-query (Ainslie et al. 2023).
 
@@ -255,23 +263,23 @@ class Attention(Layer):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries (B, T, H, K), keys and values (B, S, G, K)."""
 
-        def one(name: str, source: jax.Array, heads: int, axis: str) -> jax.Array:
-            shape = (source.shape[-1], heads, self.head_dim)
-            kernel = self.weight(
-                f"{name}_kernel", shape, ("embed", axis, "head_dim"), self.kernel_init
-            )
-            y = einsum("btd,dhk->bthk", source, kernel)
+        def weights(
+            name: str, source: jax.Array, heads: int, axis: str
+        ) -> tuple[Weight, Weight | None]:
+            shape, names = (source.shape[-1], heads, self.head_dim), ("embed", axis, "head_dim")
+            kernel = self.weight(f"{name}_kernel", shape, names, self.kernel_init)
             if not self.bias:
-                return y
-            names = (axis, "head_dim")
-            b = self.weight(f"{name}_bias", (heads, self.head_dim), names, initializers.zeros)
-            return y + b.beside(y)
+                return kernel, None
+            return kernel, self.weight(f"{name}_bias", shape[1:], names[1:], initializers.zeros)
 
-        return (
-            one("query", x_BTD, self.heads, "heads"),
-            one("key", memory_BSD, self.kv_heads, "kv_heads"),
-            one("value", memory_BSD, self.kv_heads, "kv_heads"),
-        )
+        query = weights("query", x_BTD, self.heads, "heads")
+        key = weights("key", memory_BSD, self.kv_heads, "kv_heads")
+        value = weights("value", memory_BSD, self.kv_heads, "kv_heads")
+        if memory_BSD is x_BTD:
+            q, k, v = _heads_of(x_BTD, query, key, value)
+            return q, k, v
+        k, v = _heads_of(memory_BSD, key, value)
+        return _heads_of(x_BTD, query)[0], k, v
 
     def _alibi(self, positions_BT: jax.Array, keys: int, cache: Cache | None) -> jax.Array:
         """-slope * distance for this shard's heads, (B, H, T, S)."""

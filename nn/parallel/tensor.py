@@ -10,8 +10,11 @@ Legend: B batch, T positions, D residual width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from nn.parallel import collectives
 from nn.parallel.mesh import current_rules
@@ -44,6 +47,22 @@ def einsum(equation: str, x: jax.Array, weight: Weight, scatter: str | None = No
     if dim is not None and "tensor" not in summed:
         y = collectives.local_slice(y, "tensor", dim)
     return y
+
+
+def einsum_parts(
+    equation: str, x: jax.Array, weights: Sequence[Weight], dim: int
+) -> list[jax.Array]:
+    """`einsum(equation, x, w)` for each of some weights as one product with all of them.
+
+    dim: of the weights, along which they lie side by side; they differ in nothing else, and no
+      dimension that the product sums over is split.
+    """
+    labels, output = equation.split(",")[1].split("->")
+    whole = [weight.whole(like=x) for weight in weights]
+    axes = {axis for w in whole for axis in collectives.varying(w)}
+    y = jnp.einsum(equation, x, jnp.concatenate([collectives.vary(w, axes) for w in whole], dim))
+    # A split, whose transpose is one concatenation; that of slices is a sum of padded arrays.
+    return list(lax.split(y, [w.shape[dim] for w in whole], axis=output.index(labels[dim])))
 
 
 def sequence_is_split() -> bool:
