@@ -96,7 +96,12 @@ class Rule:
 
         Metrics are scalars: the objective's means, "grad_norm", "skipped" (in a row).
         """
-        gradients, sums, variables = self.gradients(state, batch)
+        return self.apply(state, *self.gradients(state, batch))
+
+    def apply(
+        self, state: State, gradients: Any, sums: Sums, variables: Any
+    ) -> tuple[State, dict[str, jax.Array]]:
+        """The step that follows from what `gradients` found: (state, metrics)."""
         means = {name: total / jnp.maximum(count, 1) for name, (total, count) in sums.items()}
         norm = optax.global_norm(gradients)
         optimizer, key = self.task.optimizer, jax.random.wrap_key_data(state.key)
