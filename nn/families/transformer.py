@@ -23,14 +23,13 @@ from nn.layers.attention import Attention, Cache, Table, attention_mask, kv_head
 from nn.layers.dense import FeedForward
 from nn.layers.dropout import Dropout
 from nn.layers.position import SCALINGS, Rotary, sinusoids
-from nn.layers.stack import REMAT, layer_numbers, stacked
+from nn.layers.stack import REMAT, Aux, run, stacked, staged
 from nn.parallel import BATCH_AXES, Layer, bound_axis, leave, vary
+from nn.parallel.pipeline import Stage, share
 from nn.parallel.sequence import columns
 from nn.parallel.tensor import sequence_axes
 
 POSITIONS = dict.fromkeys(("learned", "sinusoidal", "rotary", "alibi", "none"))
-
-Aux = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +195,18 @@ class Model(Layer):
           segments_BT: document of each token; a token sees its own document only.
           cache: keys and values so far; it is written at `positions_BT`.
         """
+        carry, context = self._before(tokens_BT, positions_BT, segments_BT, cache)
+        (x_BTD, cache), aux = run(self.blocks, self.config.num_layers, carry, *context)
+        return self.states(x_BTD), cache, aux
+
+    def _before(
+        self,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array | None,
+        segments_BT: jax.Array | None,
+        cache: Cache | None,
+    ) -> tuple[tuple[jax.Array, Cache | None], tuple[Any, ...]]:
+        """What the blocks start from, and what all of them look at."""
         c = self.config
         if positions_BT is None:
             positions_BT = columns(tokens_BT.shape[1])[None] + jnp.zeros_like(tokens_BT)
@@ -207,11 +218,22 @@ class Model(Layer):
         x_BTD = self.dropout(vary(x_BTD, (*BATCH_AXES, *sequence_axes())))
         mask = self._mask(positions_BT, segments_BT, cache)
         rotary = c.rotary.table(positions_BT, c.head_width) if c.position == "rotary" else None
-        layers = layer_numbers(c.num_layers)
-        carry, aux = self.blocks((x_BTD, cache), layers, positions_BT, mask, rotary)
-        x_BTD, cache = carry
-        aux = jax.tree.map(jnp.sum, aux)
-        return embed.head_input(self.final_norm(x_BTD), c.vocab_size), cache, aux
+        return (x_BTD, cache), (positions_BT, mask, rotary)
+
+    def states(self, x_BTD: jax.Array) -> jax.Array:
+        """The input of `head` from the output of the last block."""
+        x_BTD = self.final_norm(share(x_BTD, states=True))
+        return embed.head_input(x_BTD, self.config.vocab_size)
+
+    def stages(
+        self,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array | None = None,
+        segments_BT: jax.Array | None = None,
+    ) -> tuple[Any, Any, Stage]:
+        """For `pipeline.one_f_one_b`: carry, weights of this stage, and the stage; see `hidden`."""
+        carry, context = self._before(tokens_BT, positions_BT, segments_BT, None)
+        return carry, *staged(self.blocks, self.config.num_layers, carry, *context)
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
         """Logits of this shard's part of the vocabulary, (B, T, D) -> (B, T, v)."""
@@ -220,6 +242,11 @@ class Model(Layer):
     def head_positions(self, *per_position: jax.Array) -> list[jax.Array]:
         """Of arrays (B, T) with one entry per position, those that go with `hidden`."""
         return [embed.head_positions(x_BT, self.config.vocab_size) for x_BT in per_position]
+
+    @property
+    def head_weights(self) -> tuple[str, str]:
+        """Names of the parameters that `states` and `head` use."""
+        return "final_norm", "embed" if self.config.tie_embeddings else "output"
 
     def __call__(self, tokens_BT: jax.Array, **inputs: Any) -> jax.Array:
         """Logits (B, T, v); inputs as in `hidden`. Sows "attention" and "residual" per layer."""
