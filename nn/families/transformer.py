@@ -11,6 +11,7 @@ G key and value heads, S cached positions, K head width.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -195,18 +196,20 @@ class Model(Layer):
           segments_BT: document of each token; a token sees its own document only.
           cache: keys and values so far; it is written at `positions_BT`.
         """
-        carry, context = self._before(tokens_BT, positions_BT, segments_BT, cache)
-        (x_BTD, cache), aux = run(self.blocks, self.config.num_layers, carry, *context)
+        x_BTD, positions_BT = self._before(tokens_BT, positions_BT)
+        (x_BTD, cache), aux = run(
+            self.blocks,
+            self.config.num_layers,
+            (x_BTD, cache),
+            (positions_BT, segments_BT),
+            functools.partial(_seen, self.config, None if cache is None else cache.key.shape[3]),
+        )
         return self.states(x_BTD), cache, aux
 
     def _before(
-        self,
-        tokens_BT: jax.Array,
-        positions_BT: jax.Array | None,
-        segments_BT: jax.Array | None,
-        cache: Cache | None,
-    ) -> tuple[tuple[jax.Array, Cache | None], tuple[Any, ...]]:
-        """What the blocks start from, and what all of them look at."""
+        self, tokens_BT: jax.Array, positions_BT: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """The input of the first block, and the positions."""
         c = self.config
         if positions_BT is None:
             positions_BT = columns(tokens_BT.shape[1])[None] + jnp.zeros_like(tokens_BT)
@@ -215,10 +218,7 @@ class Model(Layer):
             x_BTD = x_BTD + self.positions(positions_BT, self.dtype)
         elif c.position == "sinusoidal":
             x_BTD = x_BTD + sinusoids(leave(positions_BT), c.dim).astype(self.dtype)
-        x_BTD = self.dropout(vary(x_BTD, (*BATCH_AXES, *sequence_axes())))
-        mask = self._mask(positions_BT, segments_BT, cache)
-        rotary = c.rotary.table(positions_BT, c.head_width) if c.position == "rotary" else None
-        return (x_BTD, cache), (positions_BT, mask, rotary)
+        return self.dropout(vary(x_BTD, (*BATCH_AXES, *sequence_axes()))), positions_BT
 
     def states(self, x_BTD: jax.Array) -> jax.Array:
         """The input of `head` from the output of the last block."""
@@ -232,8 +232,10 @@ class Model(Layer):
         segments_BT: jax.Array | None = None,
     ) -> tuple[Any, Any, Stage]:
         """For `pipeline.one_f_one_b`: carry, weights of this stage, and the stage; see `hidden`."""
-        carry, context = self._before(tokens_BT, positions_BT, segments_BT, None)
-        return carry, *staged(self.blocks, self.config.num_layers, carry, *context)
+        x_BTD, positions_BT = self._before(tokens_BT, positions_BT)
+        carry, context = (x_BTD, None), (positions_BT, segments_BT)
+        derive = functools.partial(_seen, self.config, None)
+        return carry, *staged(self.blocks, self.config.num_layers, carry, context, derive)
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
         """Logits of this shard's part of the vocabulary, (B, T, D) -> (B, T, v)."""
@@ -259,23 +261,31 @@ class Model(Layer):
         shape = (c.num_layers, batch, kv_heads_here(c.num_heads, c.kv_heads), length, c.head_width)
         return vary(Cache.zeros(shape, self.dtype), (*BATCH_AXES, *split))
 
-    def _mask(
-        self, positions_BT: jax.Array, segments_BT: jax.Array | None, cache: Cache | None
-    ) -> jax.Array | None:
-        window = self.config.window
-        if cache is not None:
-            stored = jnp.arange(cache.key.shape[3])[None]
-            return attention_mask(positions_BT, stored, causal=True, window=window)
-        # Within one row, order is that of the columns, whatever the positions say.
-        columns = jnp.arange(positions_BT.shape[1])[None]
-        return attention_mask(
-            columns,
-            columns,
-            causal=True,
-            window=window,
-            query_segments=segments_BT,
-            key_segments=segments_BT,
-        )
+
+def _seen(
+    config: Config, stored: int | None, context: tuple[jax.Array, jax.Array | None]
+) -> tuple[jax.Array, jax.Array | None, Table | None]:
+    """What the blocks look at: positions, mask and rotary table of rows with such positions and
+    segments; stored: length of the cache, where there is one."""
+    positions_BT, segments_BT = context
+    table = None
+    if config.position == "rotary":
+        table = config.rotary.table(positions_BT, config.head_width)
+    if stored is not None:
+        keys = jnp.arange(stored)[None]
+        mask = attention_mask(positions_BT, keys, causal=True, window=config.window)
+        return positions_BT, mask, table
+    # Within one row, order is that of the columns, whatever the positions say.
+    columns = jnp.arange(positions_BT.shape[1])[None]
+    mask = attention_mask(
+        columns,
+        columns,
+        causal=True,
+        window=config.window,
+        query_segments=segments_BT,
+        key_segments=segments_BT,
+    )
+    return positions_BT, mask, table
 
 
 def _nearest_divisor(number: int, wanted: int) -> int:

@@ -23,6 +23,7 @@ from nn.parallel.mesh import current_rules
 from nn.parallel.random import place
 
 Aux = dict[str, jax.Array]
+Derive = Callable[[Any], tuple[Any, ...]]
 
 # What the backward pass finds instead of computing it again.
 REMAT: dict[str, Callable[..., Any] | None] = {
@@ -57,7 +58,9 @@ def stacked(
     )
 
 
-def run(blocks: nn.Module, length: int, carry: Any, *context: Any) -> tuple[Any, Aux]:
+def run(
+    blocks: nn.Module, length: int, carry: Any, context: Any, derive: Derive
+) -> tuple[Any, Aux]:
     """Apply all `length` layers: (carry, sums of aux over the layers).
 
     Where `pipe` splits the layers, carry is the output of the last layer on the last stage and zero
@@ -67,20 +70,23 @@ def run(blocks: nn.Module, length: int, carry: Any, *context: Any) -> tuple[Any,
 
     Args:
       carry: leaves whose first dimension is the batch.
-      context: arguments of every layer after its number; arrays whose first dimension is the batch,
-        or 1 where all rows share it.
+      context: arrays whose first dimension is the batch, or 1 where all rows share it.
+      derive: context -> arguments of every layer after its number. Masks and tables are made by it,
+        of the rows of one microbatch at a time.
     """
     if pipeline.stages() == 1:
         apply: Any = blocks
-        carry, aux = apply(carry, jnp.arange(length), *context)
+        carry, aux = apply(carry, jnp.arange(length), *derive(context))
         return carry, jax.tree.map(jnp.sum, aux)
     rules = current_rules()
-    weights, stage = staged(blocks, length, carry, *context)
+    weights, stage = staged(blocks, length, carry, context, derive)
     return pipeline.circular(stage, weights, carry, rules.microbatches, rules.rounds)
 
 
-def staged(blocks: nn.Module, length: int, carry: Any, *context: Any) -> tuple[Any, pipeline.Stage]:
-    """This stage's weights, and the pure function of a stage, for `nn.parallel.pipeline`.
+def staged(
+    blocks: nn.Module, length: int, carry: Any, context: Any, derive: Derive
+) -> tuple[Any, pipeline.Stage]:
+    """This stage's weights and its pure function, for `nn.parallel.pipeline`; arguments as `run`.
 
     Raises ValueError where the schedule does not go with the stages and microbatches.
     """
@@ -94,7 +100,7 @@ def staged(blocks: nn.Module, length: int, carry: Any, *context: Any) -> tuple[A
 
     def stage(weights: Any, carry: Any, chunk: Any, part: Any) -> tuple[Any, Aux]:
         numbers = (chunk * n + axis_index(pipeline.PIPE)) * size + jnp.arange(size)
-        own = pipeline.rows(context, part, parts, batch)
+        own = derive(pipeline.rows(context, part, parts, batch))
         with place(part=part, parts=parts):
             carry, aux = module.apply({"params": weights}, carry, numbers, *own, rngs=rngs)
         return carry, jax.tree.map(jnp.sum, aux)

@@ -23,6 +23,7 @@ from nn.parallel.mesh import current_rules
 from nn.parallel.tensor import sequence_axes
 
 SEQUENCE = ("inputs", "targets", "segments", "positions", "mask")
+ONE_F_ONE_B = True
 
 
 @dataclasses.dataclass(frozen=True)
