@@ -15,6 +15,7 @@ in it (all but its inputs); 1f1b runs both passes itself.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -92,7 +93,7 @@ def circular(stage: Stage, weights: Any, carry: Any, parts: int, rounds: int) ->
     slots = jnp.asarray(schedule.arrivals(n, rounds))
 
     # The choice of the weights lies inside: outside, each tick would keep its choice.
-    @jax.checkpoint
+    @functools.partial(jax.checkpoint, prevent_cse=False)
     def step(weights: Any, carry: Any, received: Any, chunk: Any, part: Any) -> Any:
         fresh = (here == 0) & (chunk == 0)
         x = _where(fresh, rows(carry, part, parts, batch), received)
