@@ -188,8 +188,8 @@ class Model(Layer):
         """Final normed states, the cache, and what the blocks add to the loss (`nn.layers.stack`).
 
         States are (B, T, D), all positions of this shard of `context`; where sequence parallelism
-        is on and the vocabulary is not split, the positions of this shard of `tensor` only
-        (`embed.head_positions`).
+        is on and the vocabulary is not split, the positions of this shard of `tensor` only; where
+        `pipe` splits the layers, this stage's share of them (`embed.head_positions`).
 
         Args:
           positions_BT: position of each token in its document; 0, 1, ... by default.

@@ -95,7 +95,7 @@ def staged(
     schedule.check(rules.schedule, n, parts, rules.rounds)
     size = _layers_of_a_piece(length)
     assert blocks.scope is not None
-    rngs = dict(blocks.scope.rngs)  # these, so that noise is that of the plain call
+    rngs: Any = dict(blocks.scope.rngs)  # these, so that noise is that of the plain call
     module, variables = blocks.unbind()
 
     def stage(weights: Any, carry: Any, chunk: Any, part: Any) -> tuple[Any, Aux]:

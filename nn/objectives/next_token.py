@@ -118,7 +118,7 @@ def _one_f_one_b(
 
     def last(rest: Any, carry: Any, part: Any) -> tuple[jax.Array, Sums]:
         own = {"params": rest}
-        hidden_BTD = model.apply(own, carry[0], method="states")
+        hidden_BTD: Any = model.apply(own, carry[0], method="states")
         rows = pipeline.rows((targets_BT, mask_BT), part, parts, targets_BT.shape[0])
         found = _sums(config, model, own, hidden_BTD, *rows)
         return found["loss"][0], found

@@ -72,7 +72,7 @@ def share(x_BT: jax.Array, *, states: bool) -> jax.Array:
     n = stages()
     if n == 1:
         return x_BT
-    dim = schedule.shared_dim(*x_BT.shape[:2], n)
+    dim = schedule.shared_dim(x_BT.shape[0], x_BT.shape[1], n)
     return psum_scatter(x_BT, PIPE, dim) if states else collectives.local_slice(x_BT, PIPE, dim)
 
 
@@ -200,7 +200,8 @@ def _both_passes(
         return _shift(dx, -1), (of_weights, _put(of_carry, dx, part, parts, live & (here == 0)))
 
     def fill(state: Any, time: Any) -> Any:
-        y, kept, sums = forward(*state, time)
+        received, kept = state
+        y, kept, sums = forward(received, kept, time)
         return (_shift(y, 1), kept), sums
 
     def steady(state: Any, time: Any) -> Any:
