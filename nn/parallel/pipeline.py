@@ -128,7 +128,8 @@ def one_f_one_b(
     """Loss by schedule 1f1b, which knows its gradient when it is done.
 
     The forward pass of this function is both passes of the pipeline: what it keeps for the
-    backward pass of the program is the gradient of the loss.
+    backward pass of the program is the gradient of the loss, which a factor of the loss (float16)
+    multiplies afterwards.
 
     Args:
       last: (rest, output of the last layer, part) -> (loss, metrics), sums over this stage's share

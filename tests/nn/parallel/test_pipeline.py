@@ -153,7 +153,7 @@ def test_pipeline_equals_one_device_with_dropout(
     compare(GPT, sizes, name, parts)
 
 
-@pytest.mark.parametrize("name", ["interleaved", "1f1b"])
+@pytest.mark.parametrize("name", [pytest.param("interleaved", marks=pytest.mark.slow), "1f1b"])
 def test_other_parts_of_the_transformer(name: str) -> None:
     """Grouped-query, rotary, untied, rematerialised; a vocabulary that tensor does not divide."""
     compare(dataclasses.replace(LLAMA, vocab_size=97), P2T2F2, name, 2)
@@ -177,11 +177,14 @@ class Weighed(transformer.Block):
         return carry, {"loss": 0.1 * pmean(square, axes), "size": pmean(size, axes)}
 
 
-@pytest.mark.parametrize("name", ["gpipe", "interleaved", "1f1b"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("gpipe", marks=pytest.mark.slow), "interleaved", "1f1b"]
+)
 def test_what_blocks_add_to_the_loss(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = one_device(GPT, 1)
     monkeypatch.setattr(transformer, "Block", Weighed)
     reference = cases.measure("transformer", GPT, {})
-    assert reference.means["size"] > 0 and reference.loss != one_device(GPT).loss
+    assert reference.loss > plain.loss + 0.001 and reference.means["size"] > 0
     compare(GPT, P2T2F2, name, 2, reference=reference)
 
 
@@ -239,6 +242,7 @@ def temporary_memory(name: str, parts: int) -> float:
 @pytest.mark.slow
 def test_memory_of_a_microbatch() -> None:
     """1f1b keeps a microbatch's input and its gradient only; gpipe a stage input and output too."""
+    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
     try:
         growth = {
@@ -246,6 +250,6 @@ def test_memory_of_a_microbatch() -> None:
             for name in ("1f1b", "gpipe")
         }
     finally:
-        jax.config.update("jax_disable_most_optimizations", True)
+        jax.config.update("jax_disable_most_optimizations", before)
     assert growth["1f1b"] <= 2.2, growth
     assert growth["gpipe"] > 3.5, growth
