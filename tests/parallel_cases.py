@@ -91,6 +91,7 @@ class Result:
     loss: float
     gradients: Any
     variables: Any
+    means: dict[str, float]
 
 
 def measure(
@@ -107,12 +108,13 @@ def measure(
     gradients, sums, variables = jax.jit(rule.gradients)(
         state, to_mesh(rule, batch_of(name, config))
     )
-    total, count = sums["loss"]
+    means = {name: float(total / count) for name, (total, count) in sums.items()}
     return Result(
         jax.device_get(state.params),
-        float(total / count),
+        means["loss"],
         jax.device_get(gradients),
         jax.device_get(variables),
+        means,
     )
 
 

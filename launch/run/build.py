@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ from launch.run import config as configs
 from launch.run import optimizer, precision, resolve
 from nn import parallel
 from nn.learning.task import Task
+from nn.parallel import schedule
+from nn.parallel.weight import is_named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +64,9 @@ def build(config: FrozenConfigDict, devices: list[jax.Device] | None = None) -> 
     transform, rate = optimizer.make(config.optimizer, config.train.steps, params)
     task = dataclasses.replace(task, optimizer=transform)
     rule = resolve.module("rule", config.rule.name).Rule(configs.section(config, "rule"), task)
-    task.variable_specs()  # refuses sizes that the mesh does not divide
     _check_batch(config, mesh)
+    _check_pipeline(config, task)
+    task.variable_specs()  # refuses sizes that the mesh does not divide
     return Run(config, rule, rate)
 
 
@@ -83,6 +87,37 @@ def _check_batch(config: FrozenConfigDict, mesh: jax.sharding.Mesh) -> None:
             f"data.sequence_length={length} is not divisible by mesh.tensor={tensor}, over which "
             f"sequence parallelism splits it; nearest that is: {max(length // tensor, 1) * tensor}"
         )
+
+
+def _check_pipeline(config: FrozenConfigDict, task: Task) -> None:
+    """ValueError where `mesh.pipe` cannot do what is asked of it, before anything is compiled."""
+    sizes, options = task.mesh.shape, config.mesh
+    stages, parts = sizes["pipe"], options.microbatches
+    if stages == 1:
+        return
+    schedule.check(options.schedule, stages, parts, options.rounds)
+    params = jax.eval_shape(lambda: task.variables(0))["params"]
+    named = jax.tree.leaves(params, is_leaf=is_named)
+    depths = {x.value.shape[0] for x in named if is_named(x) and x.names[:1] == ("layers",)}
+    if not depths or task.rules.axis("layers") != "pipe":
+        raise ValueError(
+            f"mesh.pipe={stages} splits stacked layers, and model.family={config.model.family!r} "
+            f"has none with mesh.rules={options.rules!r}; nearest: mesh.pipe=1"
+        )
+    for depth in depths:
+        schedule.check_layers(depth, stages, options.rounds)
+    if options.schedule == "1f1b" and not hasattr(task.objective, "ONE_F_ONE_B"):
+        raise ValueError(
+            f"mesh.schedule='1f1b' needs an objective that gives a microbatch's gradient with its "
+            f"loss, which {config.objective.name!r} does not; nearest: mesh.schedule='gpipe'"
+        )
+    shards = math.prod(sizes[axis] for axis in parallel.BATCH_AXES)
+    rows = config.data.batch_size // (shards * config.rule.accumulate)
+    schedule.check_rows(rows, parts)
+    if task.objective.SEQUENCE:
+        split = sizes["context"] * (sizes["tensor"] if options.sequence_parallel else 1)
+        shared = rows // parts if options.schedule == "1f1b" else rows
+        schedule.shared_dim(shared, config.data.sequence_length // split, stages)
 
 
 def open_data(config: FrozenConfigDict, split: str) -> Source:

@@ -14,7 +14,8 @@ from launch.run import decode, text
 from launch.run.build import Run
 from launch.run.decode import Sampling
 from nn import parallel
-from nn.parallel.mesh import BATCH_AXES
+from nn.learning.task import Task
+from nn.parallel.mesh import BATCH_AXES, fold_pipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +59,7 @@ def complete(
 ) -> Completion:
     """Continue every prompt; the same text on every mesh for the same seed."""
     check_length(run, prompts, new_tokens)
-    task = run.rule.task
+    task, params = _without_stages(run.rule.task, params)
     shards = int(np.prod([task.mesh.shape[axis] for axis in BATCH_AXES]))
     padded, lengths = text.pad(prompts, shards)
     rows = np.arange(len(lengths), dtype=np.int32)
@@ -75,3 +76,13 @@ def complete(
     texts = [text.decode(tokens[i, lengths[i] : ends[i]]) for i in range(count)]
     made = int(jnp.sum(ends[:count] - lengths[:count]))
     return Completion(texts, made, seconds)
+
+
+def _without_stages(task: Task, params: Any) -> tuple[Task, Any]:
+    """One token at a time fills no pipeline: the devices of `pipe` take rows of their own, each
+    with the weights of all layers."""
+    if task.mesh.shape["pipe"] == 1:
+        return task, params
+    task = dataclasses.replace(task, mesh=fold_pipe(task.mesh))
+    shardings = parallel.shardings(task.mesh, task.variable_specs()["params"])
+    return task, jax.jit(lambda tree: tree, out_shardings=shardings)(params)

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from launch.run import keys, optimizer, precision
 from nn import names
+from nn.parallel import schedule
 from nn.parallel.mesh import AXES, parse_rules
 
 
@@ -96,7 +97,7 @@ CHOICES: dict[str, Callable[[str, Any], Any]] = {
     "optimizer.schedule": choice(optimizer.SCHEDULES),
     "optimizer.decay_mask": choice(optimizer.DECAY_MASKS),
     "precision.policy": lambda key, value: precision.check(value),
-    "mesh.schedule": choice(("gpipe", "interleaved", "1f1b")),
+    "mesh.schedule": choice(schedule.SCHEDULES),
     "mesh.attention": choice(("auto", "ring", "ulysses")),
     "mesh.dispatch": choice(("auto", "gather", "all_to_all", "ragged")),
 }
@@ -131,7 +132,9 @@ def _schedule(config: ConfigDict) -> None:
 
 
 def _mesh(config: ConfigDict) -> None:
-    parse_rules(config.mesh.rules, config.mesh.sequence_parallel)
+    mesh = config.mesh
+    parse_rules(mesh.rules, mesh.sequence_parallel)
+    schedule.check(mesh.schedule, 1, mesh.microbatches, mesh.rounds)
     free = [axis for axis in AXES if config.mesh[axis] == -1]
     if len(free) > 1:
         raise ValueError(

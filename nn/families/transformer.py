@@ -11,6 +11,7 @@ G key and value heads, S cached positions, K head width.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -23,14 +24,13 @@ from nn.layers.attention import Attention, Cache, Table, attention_mask, kv_head
 from nn.layers.dense import FeedForward
 from nn.layers.dropout import Dropout
 from nn.layers.position import SCALINGS, Rotary, sinusoids
-from nn.layers.stack import REMAT, layer_numbers, stacked
+from nn.layers.stack import REMAT, Aux, run, stacked, staged
 from nn.parallel import BATCH_AXES, Layer, bound_axis, leave, vary
+from nn.parallel.pipeline import Stage, share
 from nn.parallel.sequence import columns
 from nn.parallel.tensor import sequence_axes
 
 POSITIONS = dict.fromkeys(("learned", "sinusoidal", "rotary", "alibi", "none"))
-
-Aux = dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,14 +188,28 @@ class Model(Layer):
         """Final normed states, the cache, and what the blocks add to the loss (`nn.layers.stack`).
 
         States are (B, T, D), all positions of this shard of `context`; where sequence parallelism
-        is on and the vocabulary is not split, the positions of this shard of `tensor` only
-        (`embed.head_positions`).
+        is on and the vocabulary is not split, the positions of this shard of `tensor` only; where
+        `pipe` splits the layers, this stage's share of them (`embed.head_positions`).
 
         Args:
           positions_BT: position of each token in its document; 0, 1, ... by default.
           segments_BT: document of each token; a token sees its own document only.
           cache: keys and values so far; it is written at `positions_BT`.
         """
+        x_BTD, positions_BT = self._before(tokens_BT, positions_BT)
+        (x_BTD, cache), aux = run(
+            self.blocks,
+            self.config.num_layers,
+            (x_BTD, cache),
+            (positions_BT, segments_BT),
+            functools.partial(_seen, self.config, None if cache is None else cache.key.shape[3]),
+        )
+        return self.states(x_BTD), cache, aux
+
+    def _before(
+        self, tokens_BT: jax.Array, positions_BT: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """The input of the first block, and the positions."""
         c = self.config
         if positions_BT is None:
             positions_BT = columns(tokens_BT.shape[1])[None] + jnp.zeros_like(tokens_BT)
@@ -204,14 +218,24 @@ class Model(Layer):
             x_BTD = x_BTD + self.positions(positions_BT, self.dtype)
         elif c.position == "sinusoidal":
             x_BTD = x_BTD + sinusoids(leave(positions_BT), c.dim).astype(self.dtype)
-        x_BTD = self.dropout(vary(x_BTD, (*BATCH_AXES, *sequence_axes())))
-        mask = self._mask(positions_BT, segments_BT, cache)
-        rotary = c.rotary.table(positions_BT, c.head_width) if c.position == "rotary" else None
-        layers = layer_numbers(c.num_layers)
-        carry, aux = self.blocks((x_BTD, cache), layers, positions_BT, mask, rotary)
-        x_BTD, cache = carry
-        aux = jax.tree.map(jnp.sum, aux)
-        return embed.head_input(self.final_norm(x_BTD), c.vocab_size), cache, aux
+        return self.dropout(vary(x_BTD, (*BATCH_AXES, *sequence_axes()))), positions_BT
+
+    def states(self, x_BTD: jax.Array) -> jax.Array:
+        """The input of `head` from the output of the last block."""
+        x_BTD = self.final_norm(share(x_BTD, states=True))
+        return embed.head_input(x_BTD, self.config.vocab_size)
+
+    def stages(
+        self,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array | None = None,
+        segments_BT: jax.Array | None = None,
+    ) -> tuple[Any, Any, Stage]:
+        """For `pipeline.one_f_one_b`: carry, weights of this stage, and the stage; see `hidden`."""
+        x_BTD, positions_BT = self._before(tokens_BT, positions_BT)
+        carry, context = (x_BTD, None), (positions_BT, segments_BT)
+        derive = functools.partial(_seen, self.config, None)
+        return carry, *staged(self.blocks, self.config.num_layers, carry, context, derive)
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
         """Logits of this shard's part of the vocabulary, (B, T, D) -> (B, T, v)."""
@@ -220,6 +244,11 @@ class Model(Layer):
     def head_positions(self, *per_position: jax.Array) -> list[jax.Array]:
         """Of arrays (B, T) with one entry per position, those that go with `hidden`."""
         return [embed.head_positions(x_BT, self.config.vocab_size) for x_BT in per_position]
+
+    @property
+    def head_weights(self) -> tuple[str, str]:
+        """Names of the parameters that `states` and `head` use."""
+        return "final_norm", "embed" if self.config.tie_embeddings else "output"
 
     def __call__(self, tokens_BT: jax.Array, **inputs: Any) -> jax.Array:
         """Logits (B, T, v); inputs as in `hidden`. Sows "attention" and "residual" per layer."""
@@ -232,23 +261,31 @@ class Model(Layer):
         shape = (c.num_layers, batch, kv_heads_here(c.num_heads, c.kv_heads), length, c.head_width)
         return vary(Cache.zeros(shape, self.dtype), (*BATCH_AXES, *split))
 
-    def _mask(
-        self, positions_BT: jax.Array, segments_BT: jax.Array | None, cache: Cache | None
-    ) -> jax.Array | None:
-        window = self.config.window
-        if cache is not None:
-            stored = jnp.arange(cache.key.shape[3])[None]
-            return attention_mask(positions_BT, stored, causal=True, window=window)
-        # Within one row, order is that of the columns, whatever the positions say.
-        columns = jnp.arange(positions_BT.shape[1])[None]
-        return attention_mask(
-            columns,
-            columns,
-            causal=True,
-            window=window,
-            query_segments=segments_BT,
-            key_segments=segments_BT,
-        )
+
+def _seen(
+    config: Config, stored: int | None, context: tuple[jax.Array, jax.Array | None]
+) -> tuple[jax.Array, jax.Array | None, Table | None]:
+    """What the blocks look at: positions, mask and rotary table of rows with such positions and
+    segments; stored: length of the cache, where there is one."""
+    positions_BT, segments_BT = context
+    table = None
+    if config.position == "rotary":
+        table = config.rotary.table(positions_BT, config.head_width)
+    if stored is not None:
+        keys = jnp.arange(stored)[None]
+        mask = attention_mask(positions_BT, keys, causal=True, window=config.window)
+        return positions_BT, mask, table
+    # Within one row, order is that of the columns, whatever the positions say.
+    columns = jnp.arange(positions_BT.shape[1])[None]
+    mask = attention_mask(
+        columns,
+        columns,
+        causal=True,
+        window=config.window,
+        query_segments=segments_BT,
+        key_segments=segments_BT,
+    )
+    return positions_BT, mask, table
 
 
 def _nearest_divisor(number: int, wanted: int) -> int:

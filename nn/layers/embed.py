@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from nn import initializers
-from nn.parallel import Layer, bound_axis, einsum, enter, leave
+from nn.parallel import Layer, bound_axis, einsum, enter, leave, pipeline
 from nn.parallel import axis_index as shard_index
-from nn.parallel.collectives import psum, psum_scatter
+from nn.parallel.collectives import all_gather, psum, psum_scatter
 from nn.parallel.tensor import sequence_is_split
 
 
@@ -82,8 +82,15 @@ def head_input(x_BTD: jax.Array, size: int) -> jax.Array:
 
 
 def head_positions(x_BT: jax.Array, size: int) -> jax.Array:
-    """Of something with one entry per position, such as the targets, those of `head_input`."""
-    return leave(x_BT) if bound_axis("vocab", size) is None else x_BT
+    """Of something with one entry per position, such as the targets, those of `head_input`.
+
+    On stages of a pipeline it goes the way of the states: see `pipeline.share`.
+    """
+    if pipeline.stages() == 1:
+        return leave(x_BT) if bound_axis("vocab", size) is None else x_BT
+    x_BT = pipeline.share(leave(x_BT), states=False)
+    gathered = sequence_is_split() and bound_axis("vocab", size) is not None
+    return all_gather(x_BT, "tensor", 1, same=True) if gathered else x_BT
 
 
 class PositionTable(Layer):

@@ -18,9 +18,12 @@ import jax.numpy as jnp
 
 from nn import losses
 from nn.objectives.sums import Batch, Sums, Variables, apply
-from nn.parallel import bound_axis
+from nn.parallel import BATCH_AXES, bound_axis, pipeline, psum, vary
+from nn.parallel.mesh import current_rules
+from nn.parallel.tensor import sequence_axes
 
 SEQUENCE = ("inputs", "targets", "segments", "positions", "mask")
+ONE_F_ONE_B = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,16 +51,26 @@ def sums(
     Raises ValueError when chunks does not divide the positions.
     """
     model = model.clone(train=train)
+    names = ("inputs", "positions", "segments")
+    inputs = [batch[name] if name in batch else None for name in names]
+    if train and pipeline.alternates():
+        return _one_f_one_b(config, model, variables, inputs, batch, key), variables
     (hidden_BTD, _, aux), variables = apply(
-        model,
-        variables,
-        batch["inputs"],
-        batch["positions"] if "positions" in batch else None,
-        batch["segments"] if "segments" in batch else None,
-        key=key,
-        train=train,
-        method="hidden",
+        model, variables, *inputs, key=key, train=train, method="hidden"
     )
+    found = _sums(config, model, variables, hidden_BTD, batch["targets"], batch["mask"])
+    return _with_aux(found, aux, found["loss"][1]), variables
+
+
+def _sums(
+    config: Config,
+    model: nn.Module,
+    variables: Variables,
+    hidden_BTD: jax.Array,
+    targets_BT: jax.Array,
+    mask_BT: jax.Array,
+) -> Sums:
+    """Sums of the head's loss over the positions of `hidden_BTD`; all positions of the others."""
     split = bound_axis("vocab", model.config.vocab_size)
 
     def chunk(hidden_BCD: jax.Array, targets_BC: jax.Array, mask_BC: jax.Array) -> Any:
@@ -72,13 +85,54 @@ def sums(
         hit_BC = losses.correct(logits, targets_BC, axis_name=split)
         return jnp.sum(loss_BC * mask_BC), jnp.sum(hit_BC * mask_BC)
 
-    targets_BT, mask_BT = model.head_positions(batch["targets"], batch["mask"])
+    targets_BT, mask_BT = model.head_positions(targets_BT, mask_BT)
     loss, hits = _over_chunks(chunk, config.chunks, hidden_BTD, targets_BT, mask_BT)
     count = jnp.sum(mask_BT)
+    return {"loss": (loss, count), "accuracy": (hits, count)}
+
+
+def _with_aux(found: Sums, aux: dict[str, jax.Array], count: jax.Array) -> Sums:
+    """The sums, with what the blocks add to the loss of every token, and their metrics."""
     extra = {name: (value * count, count) for name, value in aux.items()}
     if "loss" in extra:
-        loss = loss + extra.pop("loss")[0]
-    return {"loss": (loss, count), "accuracy": (hits, count), **extra}, variables
+        found["loss"] = (found["loss"][0] + extra.pop("loss")[0], count)
+    return {**found, **extra}
+
+
+def _one_f_one_b(
+    config: Config,
+    model: nn.Module,
+    variables: Variables,
+    inputs: list[jax.Array | None],
+    batch: Batch,
+    key: jax.Array,
+) -> Sums:
+    """The same sums where the pipeline begins a microbatch's backward pass with its loss."""
+    # Cast before the embedding: its gradient is then summed over the stages as one table, not as
+    # the activations of the whole batch.
+    params = vary(variables["params"], (*BATCH_AXES, *sequence_axes(), pipeline.PIPE))
+    bound = model.bind({"params": params}, rngs={"dropout": key})
+    carry, weights, stage = bound.stages(*inputs)
+    targets_BT, mask_BT = batch["targets"], batch["mask"]
+    parts = current_rules().microbatches
+
+    def last(rest: Any, carry: Any, part: Any) -> tuple[jax.Array, Sums]:
+        own = {"params": rest}
+        hidden_BTD: Any = model.apply(own, carry[0], method="states")
+        rows = pipeline.rows((targets_BT, mask_BT), part, parts, targets_BT.shape[0])
+        found = _sums(config, model, own, hidden_BTD, *rows)
+        return found["loss"][0], found
+
+    # A microbatch counts as its share of the tokens of the batch would, were all the same.
+    (mask_shared,) = model.head_positions(mask_BT)
+    tokens = psum(jnp.sum(mask_shared), pipeline.PIPE)
+    rest = {name: params[name] for name in model.head_weights}
+    loss, found, aux = pipeline.one_f_one_b(
+        stage, last, weights, rest, carry, parts, tokens / parts
+    )
+    count = found["loss"][1]
+    metrics = {name: value for name, value in aux.items() if name != "loss"}
+    return _with_aux({**found, "loss": (loss, count)}, metrics, count)
 
 
 def _over_chunks(chunk: Any, chunks: int, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -3,7 +3,9 @@
 An objective is a file with a frozen `Config`, the entries of a batch whose dimension 1 is positions
 of a sequence, `SEQUENCE`, which may then be split over the mesh axis `context`, and
 `sums(config, model, variables, batch, key, train) -> (Sums, variables)`; "loss" is among the sums.
-The step adds totals and counts over microbatches and over the mesh and divides once.
+The step adds totals and counts over microbatches and over the mesh and divides once. One that
+defines `ONE_F_ONE_B` trains by that schedule too (`nn.parallel.pipeline.one_f_one_b`), on models
+with the methods `stages` and `states`.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class Rules:
         (Korthikanti et al. 2022), so that norms and dropout are not computed twice.
     microbatches: parts of a batch that go through the pipeline one after another; example i is in
         part i mod microbatches, on any mesh.
-    schedule: in which order stages work on them (`nn.parallel.pipeline.SCHEDULES`).
+    schedule: in which order stages work on them (`nn.parallel.schedule`).
     rounds: pieces of the depth per stage; more than one with schedule "interleaved" only.
     attention: how queries meet the keys of other shards of `context`: ring | ulysses.
     dispatch: how tokens meet the experts of other shards of `expert`:
@@ -94,6 +94,10 @@ def parse_rules(text: str, sequence_parallel: bool, **use: Any) -> Rules:
         naming.lookup("logical axis in mesh.rules", name, table)
         if axis:
             naming.lookup("mesh axis in mesh.rules", axis, dict.fromkeys(AXES))
+        if name == "layers" and axis not in ("", "pipe"):
+            raise ValueError(
+                f"mesh.rules: layers={axis}: only pipe can split layers; nearest: pipe"
+            )
         table[name] = axis or None
     return Rules(MappingProxyType(table), sequence_parallel, **use)
 
@@ -161,6 +165,13 @@ def _nearest_mesh(shape: Mapping[str, int], devices: int) -> str:
         if size > 1:
             parts.append(f"{axis}={size}")
     return " ".join([f"data={left}", *parts])
+
+
+def fold_pipe(mesh: Mesh) -> Mesh:
+    """The same devices in the same order, those of `pipe` as more of `data`."""
+    pipe, data, *rest = mesh.devices.shape
+    grid = mesh.devices.reshape(1, pipe * data, *rest)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def present(mesh: Mesh | None, axes: Sequence[str]) -> tuple[str, ...]:

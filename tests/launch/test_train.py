@@ -43,9 +43,12 @@ def test_running_again_is_done_at_once_and_changes_nothing(
     assert runs.digests(finished) == before
 
 
-@pytest.mark.parametrize("mesh", [{"fsdp": 4, "tensor": 2}, {"tensor": 8}])
+@pytest.mark.parametrize(
+    "mesh",
+    [{"fsdp": 4, "tensor": 2}, {"tensor": 8}, {"pipe": 2, "microbatches": 2, "schedule": "1f1b"}],
+)
 def test_losses_do_not_depend_on_the_mesh(
-    finished: Path, tmp_path: Path, mesh: dict[str, int]
+    finished: Path, tmp_path: Path, mesh: dict[str, int | str]
 ) -> None:
     sizes = {f"mesh__{axis}": size for axis, size in mesh.items()}
     assert train.main(runs.arguments(tmp_path / "other", **sizes)) == errors.DONE
@@ -132,12 +135,17 @@ def test_generate_is_the_same_on_every_mesh(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outputs = []
-    for mesh in ([], ["--config.mesh.tensor=8"], ["--config.mesh.fsdp=4"]):
+    for mesh in (
+        [],
+        ["--config.mesh.tensor=8"],
+        ["--config.mesh.fsdp=4"],
+        ["--config.mesh.pipe=2"],
+    ):
         prompts = ["--prompt=def f(", "--prompt=import numpy", "--length=8", "--seed=3"]
-        generate.main([f"--workdir={finished}", *prompts, *mesh])
+        generate.main([f"--workdir={finished}", *prompts, f"--config.mesh.{mesh}"])
         text = capsys.readouterr().out
         outputs.append(text[: text.rindex("-" * 40)])
-    assert outputs[0] == outputs[1] == outputs[2]
+    assert outputs == [outputs[0]] * 4
     assert outputs[0].startswith("def f(")
 
 
@@ -153,6 +161,11 @@ BAD = {
         "is not divisible by mesh.tensor=8",
     ),
     "batch": (["--config.data.batch_size=12"], "not divisible by 8 shards"),
+    "stages": (["--config.mesh.pipe=8"], "2 layers cannot be cut into mesh.pipe=8 equal pieces"),
+    "microbatches": (
+        ["--config.mesh.pipe=2", "--config.mesh.microbatches=8"],
+        "does not divide the 4 rows of a device; nearest that does: 4",
+    ),
     "data set": (["--config.data.name=pyhton_source"], "nearest: 'python_source'"),
     "missing data": (
         ["--config.data.name=tfds", "--config.data.dataset=imagenet2012"],

@@ -32,6 +32,7 @@ EDGES = {
     "mesh.context": [("4", "0")],
     "mesh.tensor": [("4", "-3")],
     "mesh.microbatches": [("4", "0"), ("8", "7")],
+    "mesh.rounds": [("1", "0"), ("1", "2")],
     "train.steps": [("1", "0")],
     "train.log_every": [("1", "0")],
     "train.eval_every": [("0", "-1")],
@@ -92,6 +93,7 @@ CROSS = {
     ("rule.accumulate=5",): "data.batch_size=32 is not divisible by rule.accumulate=5; nearest: "
     "data.batch_size=30",
     ("data.batch_size=3", "mesh.microbatches=8"): "nearest: data.batch_size=8",
+    ("mesh.rounds=2", "mesh.schedule=1f1b"): "needs mesh.schedule='interleaved'.*nearest: mesh.rou",
     ("train.early_stop_metric=loss",): "needs train.early_stop_patience of at least 1",
     ("train.early_stop_patience=2",): "needs train.early_stop_metric",
 }
