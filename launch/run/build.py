@@ -41,6 +41,7 @@ def build(config: FrozenConfigDict, devices: list[jax.Device] | None = None) -> 
         schedule=config.mesh.schedule,
         rounds=config.mesh.rounds,
         dispatch=config.mesh.dispatch,
+        reduce_dtype=config.mesh.reduce_dtype,
     )
     family = resolve.module("model", config.model.family)
     model_config = configs.section(config, "model")

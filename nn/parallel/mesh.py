@@ -61,6 +61,9 @@ class Rules:
     attention: how queries meet the keys of other shards of `context`: ring | ulysses.
     dispatch: how tokens meet the experts of other shards of `expert`:
         auto | gather | all_to_all | ragged.
+    reduce_dtype: in which gradients are summed over the mesh where activations have fewer bits:
+        float32 | bfloat16 (half the bytes, and a rounding per sum). Weights are gathered in the
+        dtype of the activations.
     """
 
     weights: Mapping[str, str | None] = dataclasses.field(default_factory=lambda: WEIGHT_RULES)
@@ -70,6 +73,7 @@ class Rules:
     rounds: int = 1
     attention: str = "ring"
     dispatch: str = "auto"
+    reduce_dtype: str = "float32"
 
     @property
     def layout(self) -> str:
