@@ -59,10 +59,11 @@ def build(config: FrozenConfigDict, devices: list[jax.Device] | None = None) -> 
         stochastic_rounding=policy.stochastic_rounding,
     )
     params = jax.eval_shape(lambda: task.variables(0))["params"]
-    transform, rate = optimizer.make(config.optimizer, config.train.steps, params)
+    # Refuses sizes that the mesh does not divide.
+    places = parallel.shardings(mesh, task.variable_specs()["params"])
+    transform, rate = optimizer.make(config.optimizer, config.train.steps, params, places)
     task = dataclasses.replace(task, optimizer=transform)
     rule = resolve.module("rule", config.rule.name).Rule(configs.section(config, "rule"), task)
-    task.variable_specs()  # refuses sizes that the mesh does not divide
     _check_batch(config, mesh)
     return Run(config, rule, rate)
 
