@@ -210,6 +210,23 @@ def batch_spec(mesh: Mesh, ndim: int, sequence_dim: int | None = None) -> P:
     return P(*entries)
 
 
+def row_shares(mesh: Mesh) -> tuple[list[int], int]:
+    """Which of how many equal shares of the rows of a batch the devices of this process hold.
+
+    As few and large ones as will do: one of one where this process is alone. Processes whose
+    devices hold the same rows, of another stage or part of a matrix, say, get the same shares.
+    """
+    count = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    places = NamedSharding(mesh, batch_spec(mesh, 1)).addressable_devices_indices_map((count,))
+    held = {(index[0].start or 0) for index in places.values() if index is not None}
+    size = max(
+        n
+        for n in range(1, count + 1)
+        if count % n == 0 and len({i // n for i in held}) * n == len(held)
+    )
+    return sorted({i // size for i in held}), count // size
+
+
 def shardings(mesh: Mesh, specs: Any) -> Any:
     """`NamedSharding`s for a tree of `PartitionSpec`s."""
     return jax.tree.map(
