@@ -61,19 +61,19 @@ def cutout(image: np.ndarray, side: int, generator: np.random.Generator) -> np.n
 
 
 def check_mixup(alpha: float, spec: Spec, rows: int) -> None:
-    """ValueError where mixup with `alpha` cannot be done on batches of `rows` rows per process."""
+    """ValueError where mixup with `alpha` cannot be done on shares of `rows` rows."""
     check_range("mixup", alpha, 0)
     if spec.task != "classify":
         raise ValueError(f"data.mixup mixes classes: data set {spec.name} is for {spec.task}")
     if rows % 2:
         raise ValueError(
-            f"data.mixup pairs neighbouring rows: {rows} rows per process must be even; "
+            f"data.mixup pairs neighbouring rows: {rows} rows per share must be even; "
             f"nearest: {rows + 1}"
         )
 
 
 def mixup(
-    batch: Example, alpha: float, seed: int, step: int, first_row: int, batch_size: int
+    batch: Example, alpha: float, seed: int, step: int, rows: np.ndarray, batch_size: int
 ) -> Example:
     """Mix each example with its neighbour (Zhang et al., 2018, "mixup", equation 1).
 
@@ -85,13 +85,13 @@ def mixup(
     mix * loss(labels) + (1 - mix) * loss(labels_mixed).
 
     Args:
-      first_row: the place of the first of these rows in the global batch of `batch_size` rows.
+      rows: the places of these rows in the global batch of `batch_size` rows; with each row, its
+        partner.
     """
     images, labels = batch["inputs"], batch["labels"]
-    rows = len(labels)
     weights = randomness.generator(seed, "mixup", step).beta(alpha, alpha, batch_size)
-    mix = weights[first_row : first_row + rows].astype(np.float32)
-    partner = np.arange(rows) ^ 1
+    mix = weights[rows].astype(np.float32)
+    partner = np.arange(len(rows)) ^ 1
     own = mix.reshape(-1, *[1] * (images.ndim - 1))
     mixed = own * images + (1 - own) * images[partner]
     return {**batch, "inputs": mixed, "labels_mixed": labels[partner], "mix": mix}

@@ -2,7 +2,7 @@
 
 The step is the only state of the data, so a resumed run, another number of hosts and another mesh
 all see the same examples in the same order. Each epoch visits every example once, in an order of
-its own; the stream has no gap between epochs. Each host reads only its rows.
+its own; the stream has no gap between epochs. Each host reads only the rows that its devices hold.
 
 `Loader.dataset()` gives the same batches as a Grain `MapDataset`. The loop does not go through it:
 Grain's own shuffle walks 0.4 ms per index on a table of 100 rows, its iterators wait for ever on a
@@ -12,7 +12,7 @@ read that hangs, and importing it costs half a second.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +28,7 @@ Transform = Callable[[Example, np.random.Generator], Example]
 
 
 class Loader:
-    """Batches of this process's rows of `source`.
+    """Batches of the rows of `source` that this process needs.
 
     Every batch is a dict of arrays with the rows first. Next to the keys of the source it has
     `mask`, 1 for an example and 0 for padding (token data bring theirs, per token), and, with
@@ -42,8 +42,8 @@ class Loader:
         seed: int,
         train: bool,
         transform: Transform | None = None,
-        process_index: int = 0,
-        process_count: int = 1,
+        shares: Sequence[int] = (0,),
+        share_count: int = 1,
         prefetch: int = 2,
         timeout: float = 600.0,
     ) -> None:
@@ -54,20 +54,22 @@ class Loader:
           train: shuffle and augment; otherwise read in order, once, and pad the last batch.
           transform: called on each training example after the source's own augmentation, with a
             generator that belongs to (seed, place of the example in the stream).
-          process_index, process_count: which of how many equal shares of the rows to read.
+          shares, share_count: which of how many equal shares of the rows to read, ascending.
           prefetch: batches to read ahead, a thread each; 0 reads in the caller's thread.
           timeout: seconds after which a batch that does not come is an error.
 
         Raises ValueError for sizes that do not fit, naming them.
         """
-        if batch_size < 1 or batch_size % process_count:
-            nearest = max(round(batch_size / process_count), 1) * process_count
+        if batch_size < 1 or batch_size % share_count:
+            nearest = max(round(batch_size / share_count), 1) * share_count
             raise ValueError(
                 f"data.batch_size is {batch_size}: it must be a positive multiple of the "
-                f"{process_count} processes that read data; nearest: {nearest}"
+                f"{share_count} shares in which processes read data; nearest: {nearest}"
             )
-        if not 0 <= process_index < process_count:
-            raise ValueError(f"process_index {process_index} is not among {process_count}")
+        if not shares or sorted({*shares} & {*range(share_count)}) != list(shares):
+            raise ValueError(
+                f"shares {list(shares)} must be different ones of 0 to {share_count - 1}, ascending"
+            )
         if prefetch < 0:
             raise ValueError(f"data.prefetch is {prefetch}: it must be at least 0; nearest: 0")
         if not len(source):
@@ -77,13 +79,13 @@ class Loader:
         self.seed = seed
         self.train = train
         self.transform = transform
-        self.rows = batch_size // process_count
-        self.first_row = process_index * self.rows
+        size = batch_size // share_count
+        self.rows = np.concatenate([np.arange(i * size, (i + 1) * size) for i in shares])
         self.prefetch = prefetch
         self.timeout = timeout
         self.mixup = source.mixup if train else 0.0
         if self.mixup:
-            augment.check_mixup(self.mixup, source.spec, self.rows)
+            augment.check_mixup(self.mixup, source.spec, size)
 
     @property
     def epoch_batches(self) -> int:
@@ -129,29 +131,27 @@ class Loader:
     def _training_batch(self, step: int) -> Example:
         if step < 0:
             raise IndexError(f"there is no step {step}")
-        positions = step * self.batch_size + self.first_row + np.arange(self.rows, dtype=np.int64)
+        positions = step * self.batch_size + self.rows
         indices = randomness.shuffled(self.seed, positions, len(self.source))
         if self.source.augments or self.transform:
             batch = self._stacked(indices, positions)
         else:
             batch = self._stored(indices)
-        batch = _with_mask(batch, self.rows)
+        batch = _with_mask(batch, len(self.rows))
         if self.mixup:
-            batch = augment.mixup(
-                batch, self.mixup, self.seed, step, self.first_row, self.batch_size
-            )
+            batch = augment.mixup(batch, self.mixup, self.seed, step, self.rows, self.batch_size)
         return batch
 
     def _ordered_batch(self, number: int) -> Example:
         if not 0 <= number < self.epoch_batches:
             raise IndexError(f"{_where(self.source)} has no batch {number}: {self.epoch_batches}")
-        first = number * self.batch_size + self.first_row
-        indices = np.arange(first, min(first + self.rows, len(self.source)))
+        indices = number * self.batch_size + self.rows
+        indices = indices[indices < len(self.source)]
         if len(indices):
             batch = _with_mask(self._stored(indices), len(indices))
         else:  # the data end before this host's rows: one record gives the shapes of the padding
             batch = _with_mask(self._stored(np.zeros(1, np.int64)), 1)
-        missing = self.rows - len(indices)
+        missing = len(self.rows) - len(indices)
         return {key: _padded(array[: len(indices)], missing) for key, array in batch.items()}
 
     def _stored(self, indices: np.ndarray) -> Example:

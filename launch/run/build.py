@@ -36,7 +36,7 @@ def build(config: FrozenConfigDict, devices: list[jax.Device] | None = None) -> 
       ValueError: a mesh that does not match the devices, a weight that the mesh does not divide,
         a batch that it does not divide; one line that names values and the nearest valid choice.
     """
-    mesh = parallel.make_mesh({axis: config.mesh[axis] for axis in parallel.AXES}, devices)
+    mesh = _mesh(config, devices)
     rules = parallel.parse_rules(
         config.mesh.rules,
         config.mesh.sequence_parallel,
@@ -44,6 +44,7 @@ def build(config: FrozenConfigDict, devices: list[jax.Device] | None = None) -> 
         schedule=config.mesh.schedule,
         rounds=config.mesh.rounds,
         dispatch=config.mesh.dispatch,
+        reduce_dtype=config.mesh.reduce_dtype,
     )
     family = resolve.module("model", config.model.family)
     model_config = configs.section(config, "model")
@@ -61,13 +62,19 @@ def build(config: FrozenConfigDict, devices: list[jax.Device] | None = None) -> 
         stochastic_rounding=policy.stochastic_rounding,
     )
     params = jax.eval_shape(lambda: task.variables(0))["params"]
-    transform, rate = optimizer.make(config.optimizer, config.train.steps, params)
+    # Refuses sizes that the mesh does not divide.
+    places = parallel.shardings(mesh, task.variable_specs()["params"])
+    transform, rate = optimizer.make(config.optimizer, config.train.steps, params, places)
     task = dataclasses.replace(task, optimizer=transform)
     rule = resolve.module("rule", config.rule.name).Rule(configs.section(config, "rule"), task)
     _check_batch(config, mesh)
     _check_pipeline(config, task)
     task.variable_specs()  # refuses sizes that the mesh does not divide
     return Run(config, rule, rate)
+
+
+def _mesh(config: FrozenConfigDict, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
+    return parallel.make_mesh({axis: config.mesh[axis] for axis in parallel.AXES}, devices)
 
 
 def _check_batch(config: FrozenConfigDict, mesh: jax.sharding.Mesh) -> None:
@@ -157,13 +164,15 @@ def _check_fit(config: FrozenConfigDict, spec: Spec) -> None:
 
 
 def loader(config: FrozenConfigDict, source: Source, train: bool) -> Loader:
-    """Batches of one split for this process."""
+    """Batches of one split: the rows that the devices of this process hold."""
+    alone = jax.process_count() == 1
+    shares, share_count = ([0], 1) if alone else parallel.row_shares(_mesh(config))
     return Loader(
         source,
         batch_size=config.data.batch_size,
         seed=config.seed if config.data.seed is None else config.data.seed,
         train=train,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        shares=shares,
+        share_count=share_count,
         prefetch=config.data.prefetch,
     )

@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from nn import parallel
@@ -143,6 +144,6 @@ def compiled(
     def run(params: Any, prompts: Any, lengths: Any, seed: Any, ids: Any) -> Any:
         return generate(model, params, prompts, lengths, seed, ids, new_tokens=new_tokens, how=how)
 
-    return jax.jit(
-        parallel.spmd(run, mesh, rules, (param_specs, rows, rows, P(), rows), (rows, rows))
-    )
+    spread = parallel.spmd(run, mesh, rules, (param_specs, rows, rows, P(), rows), (rows, rows))
+    # On every device, so that every process can read them.
+    return jax.jit(spread, out_shardings=NamedSharding(mesh, P()))

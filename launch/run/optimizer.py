@@ -20,10 +20,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 from optax import contrib
 
 from nn import names
+from nn.optim.muon import scale_by_muon
 from nn.parallel.weight import is_named
 
 KINDS = ("kernel", "embedding", "scale", "bias")
@@ -39,6 +41,7 @@ class Leaf:
     path: str  # "blocks/mlp/up_kernel"
     shape: tuple[int, ...]
     names: tuple[str | None, ...]  # logical, one per dimension
+    sharding: NamedSharding | None = None  # None: all on one device
 
     @property
     def kind(self) -> str:
@@ -76,15 +79,16 @@ class Leaf:
         return max(math.prod(self.shape[d] for d in side) for side in dims)
 
 
-def describe(params: Tree) -> Tree:
+def describe(params: Tree, shardings: Tree = None) -> Tree:
     """A `Leaf` per parameter, for a tree of `Named` values, arrays or their abstract forms."""
 
-    def one(path: Any, leaf: Any) -> Leaf:
+    def one(path: Any, leaf: Any, *sharding: Any) -> Leaf:
         text = jax.tree_util.keystr(path, simple=True, separator="/")
         shape = tuple(leaf.value.shape if is_named(leaf) else leaf.shape)
-        return Leaf(text, shape, leaf.names if is_named(leaf) else (None,) * len(shape))
+        return Leaf(text, shape, leaf.names if is_named(leaf) else (None,) * len(shape), *sharding)
 
-    return jax.tree_util.tree_map_with_path(one, params, is_leaf=is_named)
+    trees = (params,) if shardings is None else (params, shardings)
+    return jax.tree_util.tree_map_with_path(one, *trees, is_leaf=is_named)
 
 
 DECAY_MASKS: dict[str, Callable[[Leaf], bool]] = {
@@ -140,12 +144,13 @@ def _muon(o: ConfigDict, leaves: Tree) -> optax.GradientTransformation:
     """
     masked = optax.MaskedNode()
     dimensions = jax.tree.map(lambda leaf: leaf.matrix or masked, leaves)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding if leaf.matrix else masked, leaves)
     sizes = jax.tree.map(lambda leaf: 0.2 * leaf.side**0.5 if leaf.matrix else masked, leaves)
     resize = optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, sizes))
     return optax.partition(
         {
             "muon": optax.chain(
-                contrib.scale_by_muon(beta=o.momentum, weight_dimension_numbers=dimensions),
+                scale_by_muon(o.momentum, dimensions, shardings),
                 resize,
             ),
             "adam": _adam(o, leaves),
@@ -185,7 +190,7 @@ NAMES = tuple(METHODS)
 
 
 def make(
-    options: ConfigDict, steps: int, params: Tree
+    options: ConfigDict, steps: int, params: Tree, shardings: Tree = None
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The chain that `config.optimizer` describes, and its learning rate by step.
 
@@ -194,11 +199,12 @@ def make(
       steps: of the run; the schedule ends there unless `decay_steps` says otherwise.
       params: the parameters as `Named` values, abstract or not. Plain arrays will do where no
         weights are stacked. The chain itself works on trees of plain arrays.
+      shardings: a `NamedSharding` per parameter, where they are spread over a mesh.
     Raises:
       ValueError: unknown method, schedule or mask.
     """
     method = names.lookup("optimizer.name", options.name, METHODS)
-    leaves = describe(params)
+    leaves = describe(params, shardings)
     rate = schedule(options, steps)
     parts = [method.direction(options, leaves)]
     if options.weight_decay:

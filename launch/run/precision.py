@@ -1,6 +1,7 @@
 """Which number format parameters, activations and sums have: policies by name.
 
-Whatever the policy, softmax, norms, losses and the sums over the mesh of a loss are float32.
+Whatever the policy, softmax, norms, losses and the sums over the mesh of a loss are float32, and so
+are those of gradients unless `mesh.reduce_dtype` says otherwise.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ class Precision:
     name: str
     param_dtype: Any
     compute_dtype: Any
-    reduce_dtype: Any = jnp.float32
     loss_scale: float = 1.0
     stochastic_rounding: bool = False
 

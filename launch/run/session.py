@@ -123,6 +123,7 @@ def finish(loop: Loop, state: Any) -> None:
     """The last evaluation beside the baselines, a sample, the curves."""
     run = loop.run
     rows = {split: loop.evaluate(state, split) for split in ("validation", "test")}
+    text = report.sample(run, state)  # on all devices, hence by all processes
     if jax.process_index():
         return
     references = report.baselines(run, "validation")
@@ -130,7 +131,6 @@ def finish(loop: Loop, state: Any) -> None:
         rows["validation"] |= references
         rows["test"] |= report.baselines(run, "test")
     print(f"\n{report.table(rows)}\n")
-    text = report.sample(run, state)
     if text is not None:
         print(f"--- sample ---\n{text}\n--------------")
     if path := report.plot(loop.work.path, references):

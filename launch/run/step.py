@@ -25,10 +25,20 @@ def eval_step(rule: Any) -> Step:
 
 
 def to_mesh(rule: Any, rows: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Global arrays from this process's rows of a batch."""
+    """Global arrays from the rows of a batch that this process loads (`parallel.row_shares`)."""
     task = rule.task
     rows = task.arrange(rows)
     shardings: Any = parallel.shardings(task.mesh, task.batch_specs(rows))
-    return {
-        name: jax.make_array_from_process_local_data(shardings[name], x) for name, x in rows.items()
-    }
+    shares, count = parallel.row_shares(task.mesh)
+
+    def place(x: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+        size = len(x) // len(shares)
+
+        def piece(index: Any) -> np.ndarray:
+            first, last, _ = index[0].indices(size * count)
+            here = shares.index(first // size) * size + first % size
+            return x[(slice(here, here + last - first), *index[1:])]
+
+        return jax.make_array_from_callback((size * count, *x.shape[1:]), sharding, piece)
+
+    return {name: place(x, shardings[name]) for name, x in rows.items()}

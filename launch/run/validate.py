@@ -99,6 +99,7 @@ CHOICES: dict[str, Callable[[str, Any], Any]] = {
     "precision.policy": lambda key, value: precision.check(value),
     "mesh.schedule": choice(schedule.SCHEDULES),
     "mesh.attention": choice(("auto", "ring", "ulysses")),
+    "mesh.reduce_dtype": choice(("float32", "bfloat16")),
     "mesh.dispatch": choice(("auto", "gather", "all_to_all", "ragged")),
 }
 

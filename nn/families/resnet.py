@@ -15,18 +15,19 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from nn import activations, initializers, names
 from nn.layers.conv import Conv, global_avg_pool, max_pool
 from nn.layers.dense import Dense
 from nn.layers.norm import BatchNorm
+from nn.layers.stack import remat_policy
 from nn.parallel import Layer, gather_channels
 
 EXPANSION = {"basic": 1, "bottleneck": 4}  # channels out of a block over those inside it
 STEMS = dict.fromkeys(("imagenet", "cifar"))
 SHORTCUTS = dict.fromkeys(("projection", "pad"))
 VERSIONS = dict.fromkeys(("v1", "v1.5"))
-REMAT = dict.fromkeys(("none", "block"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Config:
     # (Goyal et al. 2017, section 5.1)
     norm_eps: float = 1e-5
     norm_momentum: float = 0.9  # share of the running statistics that an update keeps
-    remat: str = "none"  # none | block: what the backward pass computes again
+    remat: str = "none"  # none | block | dots | names | offload: see nn/layers/stack.py
+    remat_names: tuple[str, ...] = ("conv",)  # what names keeps and offload sends to the host
 
     def __post_init__(self) -> None:
         if not self.stages:
@@ -58,7 +60,7 @@ class Config:
         names.lookup("model.stem", self.stem, STEMS)
         names.lookup("model.version", self.version, VERSIONS)
         names.lookup("model.shortcut", self.shortcut, SHORTCUTS)
-        names.lookup("model.remat", self.remat, REMAT)
+        remat_policy(self.remat, self.remat_names)
 
     def features(self, stage: int) -> int:
         """Channels out of a stage."""
@@ -96,14 +98,15 @@ class Block(Layer):
     def _column(self, x: jax.Array, name: str, features: int, size: int, stride: int) -> jax.Array:
         """Convolution, norm and activation from all channels of x to this shard's."""
         conv = _conv(features, size, stride, ("conv_in", "channels"), f"conv_{name}")
-        return activations.relu(self._norm(conv(x), name, "channels"))
+        y = checkpoint_name(conv(x), "conv")
+        return activations.relu(self._norm(y, name, "channels"))
 
     def _row(
         self, x: jax.Array, name: str, width: int, features: int, size: int, scale_init: Any
     ) -> jax.Array:
         """Convolution and norm from this shard's of `width` channels to all `features`."""
         conv = _conv(features, size, 1, ("channels", "conv_in"), f"conv_{name}", width)
-        return self._norm(conv(x), name, None, scale_init)
+        return self._norm(checkpoint_name(conv(x), "conv"), name, None, scale_init)
 
     def _shortcut(self, x: jax.Array, features: int) -> jax.Array:
         if self.stride == 1 and x.shape[-1] == features:
@@ -142,7 +145,8 @@ class Model(Layer):
         x = activations.relu(_norm(c, self.train, None, initializers.ones, "stem_norm")(x))
         if c.stem == "imagenet":
             x = max_pool(x, 3, 2, padding=1)
-        block = Block if c.remat == "none" else nn.remat(Block, prevent_cse=True)
+        policy = remat_policy(c.remat, c.remat_names)
+        block = Block if policy is None else nn.remat(Block, policy=policy, prevent_cse=True)
         for stage, blocks in enumerate(c.stages):
             for i in range(blocks):
                 stride = 2 if stage > 0 and i == 0 else 1

@@ -24,7 +24,7 @@ from nn.layers.attention import Attention, Cache, Table, attention_mask, kv_head
 from nn.layers.dense import FeedForward
 from nn.layers.dropout import Dropout
 from nn.layers.position import SCALINGS, Rotary, sinusoids
-from nn.layers.stack import REMAT, Aux, run, stacked, staged
+from nn.layers.stack import Aux, remat_policy, run, stacked, staged
 from nn.parallel import BATCH_AXES, Layer, bound_axis, leave, vary
 from nn.parallel.pipeline import Stage, share
 from nn.parallel.sequence import columns
@@ -58,7 +58,9 @@ class Config:
     window: int = 0  # a query sees this many positions up to itself; 0: all
     dropout: float = 0.0  # probability
     init_std: float = 0.02  # of weights; those that write to the residual: / sqrt(2 num_layers)
-    remat: str = "none"  # none | block | dots: what the backward pass computes again
+    remat: str = "none"  # none | block | dots | names | offload: see nn/layers/stack.py
+    # what names keeps and offload sends to the host: these, or mlp
+    remat_names: tuple[str, ...] = ("query", "key", "value", "attention")
     scan_unroll: int = 1  # layers per iteration of the loop over depth; 0: all of them
 
     def __post_init__(self) -> None:
@@ -78,7 +80,7 @@ class Config:
             )
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"model.dropout={self.dropout}: must be in [0, 1)")
-        names.lookup("model.remat", self.remat, REMAT)
+        remat_policy(self.remat, self.remat_names)
         names.lookup("model.position", self.position, POSITIONS)
         names.lookup("model.norm", self.norm, norm.NORMS)
         names.lookup("model.rope_scaling", self.rope_scaling, SCALINGS)
@@ -173,7 +175,8 @@ class Model(Layer):
         if c.position == "learned":
             self.positions = embed.PositionTable(c.context_length, c.dim, init)
         self.dropout = Dropout(c.dropout, ("batch", "tokens", None), self.train)
-        self.blocks = stacked(Block, c.num_layers, 3, c.remat, c.scan_unroll)(c, self.train)
+        blocks = stacked(Block, c.num_layers, 3, c.remat, c.scan_unroll, c.remat_names)
+        self.blocks = blocks(c, self.train)
         self.final_norm = norm.make(c.norm, c.norm_eps, c.bias, "final_norm")
         if not c.tie_embeddings:
             self.output = embed.Head(c.vocab_size, table_init=init)

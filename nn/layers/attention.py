@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 
 from nn import initializers
 from nn.layers.dropout import Dropout
@@ -234,6 +235,7 @@ class Attention(Layer):
             k, v = _own_kv_heads(k, self.heads), _own_kv_heads(v, self.heads)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
+        q, k, v = (checkpoint_name(*x) for x in ((q, "query"), (k, "key"), (v, "value")))
         if cache is not None:
             assert layer is not None
             cache = cache.write(layer, positions_BT, k, v)
@@ -245,6 +247,7 @@ class Attention(Layer):
         out, weights = attend(
             q, k, v, mask, bias, drop if self.train and self.dropout else None, causal
         )
+        out = checkpoint_name(out, "attention")
         self.sow("intermediates", "attention", weights)
         out_kernel = self.weight(
             "out_kernel",

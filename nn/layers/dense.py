@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from nn import activations, initializers
 from nn.layers.dropout import Dropout
@@ -72,9 +73,8 @@ class FeedForward(Layer):
         x_BTD = enter(x_BTD, "mlp")
 
         def up(name: str) -> jax.Array:
-            return Dense(self.hidden, bias=self.bias, kernel_init=self.kernel_init, name=name)(
-                x_BTD
-            )
+            dense = Dense(self.hidden, bias=self.bias, kernel_init=self.kernel_init, name=name)
+            return checkpoint_name(dense(x_BTD), "mlp")
 
         act = activations.get(self.activation)
         if activations.is_gated(self.activation):

@@ -10,7 +10,7 @@ added to the loss of every example (the balance of experts, say), the others are
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -25,25 +25,59 @@ from nn.parallel.random import place
 Aux = dict[str, jax.Array]
 Derive = Callable[[Any], tuple[Any, ...]]
 
-# What the backward pass finds instead of computing it again.
-REMAT: dict[str, Callable[..., Any] | None] = {
-    "none": None,
-    "block": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+# What the backward pass finds instead of computing it again. `saved`: names of values that layers
+# have given with `checkpoint_name`.
+_policies = jax.checkpoint_policies
+REMAT: dict[str, Callable[[Sequence[str]], Callable[..., Any] | None]] = {
+    "none": lambda saved: None,  # everything
+    "block": lambda saved: _policies.nothing_saveable,  # the input of each block
+    "dots": lambda saved: _policies.dots_with_no_batch_dims_saveable,
+    "names": lambda saved: _policies.save_only_these_names(*saved),
+    "offload": lambda saved: _policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=(),
+        names_which_can_be_offloaded=tuple(saved),
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
+# query, key, value: as they meet; attention: before the output projection; mlp: before the
+# activation; conv: before the norm.
+SAVABLE = dict.fromkeys(("query", "key", "value", "attention", "mlp", "conv"))
+
+
+def remat_policy(remat: str, saved: Sequence[str] = ()) -> Callable[..., Any] | None:
+    """The policy of `jax.checkpoint`; None: no checkpoint.
+
+    Args:
+      remat: a key of `REMAT`.
+      saved: keys of `SAVABLE`, kept by "names" and sent to the memory of the host by "offload".
+    Raises:
+      ValueError: a name that is unknown, or none where one is needed.
+    """
+    make = names.lookup("model.remat", remat, REMAT)
+    for name in saved:
+        names.lookup("model.remat_names", name, SAVABLE)
+    if remat in ("names", "offload") and not saved:
+        raise ValueError(f"model.remat={remat!r} needs model.remat_names; nearest: 'block'")
+    return make(saved)
 
 
 def stacked(
-    block: type[nn.Module], length: int, context: int, remat: str = "none", unroll: int = 1
+    block: type[nn.Module],
+    length: int,
+    context: int,
+    remat: str = "none",
+    unroll: int = 1,
+    saved: Sequence[str] = (),
 ) -> Callable[..., nn.Module]:
     """A class like `block` that is `length` layers of it; apply it with `run`.
 
     context: number of arguments after `layer`, the same for all layers.
-    remat: a key of `REMAT`. unroll: layers per iteration of the loop; 0: all of them.
+    remat, saved: see `remat_policy`. unroll: layers per iteration of the loop; 0: all of them.
     Raises ValueError where the stages of `pipe` do not divide the layers.
     """
     local = _layers_of_a_piece(length)
-    policy = names.lookup("remat", remat, REMAT)
+    policy = remat_policy(remat, saved)
     layer_class = _placed(block)
     if policy is not None:
         layer_class = nn.remat(layer_class, policy=policy, prevent_cse=False)

@@ -12,6 +12,7 @@ from nn.parallel.mesh import Rules as Rules
 from nn.parallel.mesh import batch_spec as batch_spec
 from nn.parallel.mesh import make_mesh as make_mesh
 from nn.parallel.mesh import parse_rules as parse_rules
+from nn.parallel.mesh import row_shares as row_shares
 from nn.parallel.mesh import shardings as shardings
 from nn.parallel.spmd import spmd as spmd
 from nn.parallel.tensor import einsum as einsum

@@ -61,6 +61,9 @@ class Rules:
     attention: how queries meet the keys of other shards of `context`: ring | ulysses.
     dispatch: how tokens meet the experts of other shards of `expert`:
         auto | gather | all_to_all | ragged.
+    reduce_dtype: in which gradients are summed over the mesh where activations have fewer bits:
+        float32 | bfloat16 (half the bytes, and a rounding per sum). Weights are gathered in the
+        dtype of the activations.
     """
 
     weights: Mapping[str, str | None] = dataclasses.field(default_factory=lambda: WEIGHT_RULES)
@@ -70,6 +73,7 @@ class Rules:
     rounds: int = 1
     attention: str = "ring"
     dispatch: str = "auto"
+    reduce_dtype: str = "float32"
 
     @property
     def layout(self) -> str:
@@ -215,6 +219,23 @@ def batch_spec(mesh: Mesh, ndim: int, sequence_dim: int | None = None) -> P:
     if sequence_dim is not None and sequence_dim < ndim:
         entries[sequence_dim] = present(mesh, SEQUENCE_AXES) or None
     return P(*entries)
+
+
+def row_shares(mesh: Mesh) -> tuple[list[int], int]:
+    """Which of how many equal shares of the rows of a batch the devices of this process hold.
+
+    As few and large ones as will do: one of one where this process is alone. Processes whose
+    devices hold the same rows, of another stage or part of a matrix, say, get the same shares.
+    """
+    count = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    places = NamedSharding(mesh, batch_spec(mesh, 1)).addressable_devices_indices_map((count,))
+    held = {(index[0].start or 0) for index in places.values() if index is not None}
+    size = max(
+        n
+        for n in range(1, count + 1)
+        if count % n == 0 and len({i // n for i in held}) * n == len(held)
+    )
+    return sorted({i // size for i in held}), count // size
 
 
 def shardings(mesh: Mesh, specs: Any) -> Any:

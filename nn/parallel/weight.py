@@ -73,25 +73,51 @@ class Weight:
         """The value with its fsdp dimensions gathered, in the dtype of `like`.
 
         The share is cast to the axes of `like` before it is gathered, so that the transpose is
-        a reduce-scatter over fsdp followed by a sum of the *share* over the other axes.
+        a reduce-scatter over fsdp followed by a sum of the *share* over the other axes. What is
+        gathered has the dtype of `like`, what is summed that of `Rules.reduce_dtype`.
         """
-        x = self.value.astype(like.dtype)
+        x = self._among(like)
         dims = [d for d, axis in enumerate(self.axes) if axis == "fsdp"]
         if not dims:
-            return x
-        held = collectives.varying(like)
-        x = collectives.vary(x, held)
-        return collectives.all_gather(x, "fsdp", dims[0], same="fsdp" not in held)
+            return x.astype(like.dtype)
+        same = "fsdp" not in collectives.varying(like)
+        if x.dtype == like.dtype:
+            return collectives.all_gather(x, "fsdp", dims[0], same)
+        return _gather_narrow(x, like.dtype, dims[0], same)
 
     def beside(self, y: jax.Array) -> jax.Array:
         """The value in the dtype of y, ready to be added to its last dimensions."""
         lead = (1,) * (y.ndim - self.value.ndim)
-        return self.value.astype(y.dtype).reshape(lead + self.value.shape)
+        return self._among(y).astype(y.dtype).reshape(lead + self.value.shape)
+
+    def _among(self, like: jax.Array) -> jax.Array:
+        """The share on the axes of `like`, in the dtype in which its gradient is summed there."""
+        wide = jnp.promote_types(current_rules().reduce_dtype, like.dtype)
+        return collectives.vary(self.value.astype(wide), collectives.varying(like))
 
     def split_over(self, dim: int) -> str | None:
         """The mesh axis, fsdp aside, over which a dimension stays split."""
         axis = self.axes[dim]
         return None if axis == "fsdp" else axis
+
+
+def _gather_narrow(x: jax.Array, dtype: Any, dim: int, same: bool) -> jax.Array:
+    """Cast, then gather over fsdp; the transpose casts back before it sums, not after."""
+    wide = x.dtype
+    back = collectives.local_slice if same else collectives.psum_scatter
+
+    @jax.custom_vjp
+    def gather(x: jax.Array) -> jax.Array:
+        return collectives.all_gather(x.astype(dtype), "fsdp", dim, same)
+
+    def forward(x: jax.Array) -> tuple[jax.Array, None]:
+        return gather(x), None
+
+    def backward(_: None, g: jax.Array) -> tuple[jax.Array]:
+        return (back(g.astype(wide), "fsdp", dim),)
+
+    gather.defvjp(forward, backward)
+    return gather(x)
 
 
 def bound_axes(shape: Sequence[int], names: Names) -> tuple[str | None, ...]:

@@ -75,7 +75,7 @@ def test_mixup_mixes_neighbours() -> None:
         "labels": np.arange(rows, dtype=np.int32),
         "mask": np.ones(rows, np.float32),
     }
-    mixed = augment.mixup(batch, 0.3, seed=0, step=5, first_row=0, batch_size=rows)
+    mixed = augment.mixup(batch, 0.3, seed=0, step=5, rows=np.arange(rows), batch_size=rows)
     assert mixed["labels"].tolist() == list(range(8))
     assert mixed["labels_mixed"].tolist() == [1, 0, 3, 2, 5, 4, 7, 6]
     assert mixed["mix"].dtype == mixed["inputs"].dtype == np.float32
@@ -84,13 +84,13 @@ def test_mixup_mixes_neighbours() -> None:
         weight = mixed["mix"][row]
         expected = weight * batch["inputs"][row] + (1 - weight) * batch["inputs"][row ^ 1]
         np.testing.assert_allclose(mixed["inputs"][row], expected, rtol=1e-6)
-    other = augment.mixup(batch, 0.3, seed=0, step=6, first_row=0, batch_size=rows)
+    other = augment.mixup(batch, 0.3, seed=0, step=6, rows=np.arange(rows), batch_size=rows)
     assert (other["mix"] != mixed["mix"]).all()
 
 
 def test_mixup_weights_follow_the_beta_distribution() -> None:
     batch = {"inputs": np.zeros((2000, 1), np.float32), "labels": np.zeros(2000, np.int32)}
-    mix = augment.mixup(batch, 0.5, 0, 0, 0, 2000)["mix"]
+    mix = augment.mixup(batch, 0.5, 0, 0, np.arange(2000), 2000)["mix"]
     assert abs(mix.mean() - 0.5) < 0.03
     assert abs(mix.var() - 0.125) < 0.01  # of Beta(1/2, 1/2)
 

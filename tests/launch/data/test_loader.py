@@ -66,24 +66,35 @@ def test_hosts_share_out_the_same_global_batch(
 ) -> None:
     whole = Loader(numbers(31), 12, 5, train, transform)
     shares = [
-        Loader(numbers(31), 12, 5, train, transform, index, processes) for index in range(processes)
+        Loader(numbers(31), 12, 5, train, transform, (index,), processes)
+        for index in range(processes)
     ]
     for step in range(3):
         same(joined([share.batch(step) for share in shares]), whole.batch(step))
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_a_host_may_hold_shares_that_are_apart(numbers: Any, train: bool) -> None:
+    source = numbers(31)
+    source.mixup = 0.4
+    whole, some = (Loader(source, 12, 5, train, None, *held) for held in ((), ((0, 2), 3)))
+    rows = [0, 1, 2, 3, 8, 9, 10, 11]
+    for step in range(3):
+        same(some.batch(step), {name: x[rows] for name, x in whole.batch(step).items()})
 
 
 def test_mixup_does_not_depend_on_the_number_of_hosts(numbers: Any) -> None:
     source = numbers(40)
     source.mixup = 0.4
     whole = Loader(source, 12, 5, True)
-    shares = [Loader(source, 12, 5, True, None, index, 3) for index in range(3)]
+    shares = [Loader(source, 12, 5, True, None, (index,), 3) for index in range(3)]
     for step in range(4):
         same(joined([share.batch(step) for share in shares]), whole.batch(step))
     assert "mix" in whole.batch(0)
     assert "mix" not in next(whole.epoch())
-    with pytest.raises(ValueError, match=r"1 rows per process must be even; nearest: 2"):
-        Loader(source, 3, 0, True, None, 0, 3)
-    assert len(list(Loader(source, 3, 0, False, None, 0, 3).epoch())) == 14  # nothing is mixed
+    with pytest.raises(ValueError, match=r"1 rows per share must be even; nearest: 2"):
+        Loader(source, 3, 0, True, None, (0,), 3)
+    assert len(list(Loader(source, 3, 0, False, None, (0,), 3).epoch())) == 14  # nothing is mixed
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 3])
@@ -113,7 +124,7 @@ def test_an_evaluation_epoch_sees_each_example_once(
 ) -> None:
     source = numbers(length)
     hosts = [
-        list(Loader(source, size, 0, True, jitter, index, processes).epoch())
+        list(Loader(source, size, 0, True, jitter, (index,), processes).epoch())
         for index in range(processes)
     ]
     batches = [joined(list(rows)) for rows in zip(*hosts, strict=True)]
@@ -187,12 +198,14 @@ def test_a_read_that_hangs_times_out(numbers: Any) -> None:
     ("arguments", "message"),
     [
         ({"batch_size": 0}, r"data.batch_size is 0: .*nearest: 1"),
-        ({"batch_size": 10, "process_count": 4}, r"batch_size is 10: .* 4 processes.*nearest: 8"),
-        ({"process_index": 2, "process_count": 2}, "process_index 2 is not among 2"),
+        ({"batch_size": 10, "share_count": 4}, r"batch_size is 10: .* 4 shares.*nearest: 8"),
+        ({"shares": (2,), "share_count": 2}, r"shares \[2\] must be different ones of 0 to 1"),
+        ({"shares": (1, 0), "share_count": 2}, r"shares \[1, 0\] .*ascending"),
+        ({"shares": ()}, r"shares \[\]"),
         ({"prefetch": -1}, r"data.prefetch is -1: .*nearest: 0"),
     ],
 )
-def test_sizes_that_do_not_fit(numbers: Any, arguments: dict[str, int], message: str) -> None:
+def test_sizes_that_do_not_fit(numbers: Any, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         Loader(numbers(10), **{"batch_size": 4, "seed": 0, "train": True, **arguments})
     assert "\n" not in str(error.value)
