@@ -43,7 +43,7 @@ def stacked(
     local = length // axis_size(bound_axis("layers") or ())
     return nn.scan(
         layer_class,
-        variable_axes={"params": 0, "intermediates": 0},
+        variable_axes={"params": 0, "intermediates": 0, "router": 0},
         split_rngs={"params": True, "dropout": False},
         in_axes=(0, *(nn.broadcast,) * context),
         length=local,
