@@ -127,6 +127,35 @@ def test_no_choice_hangs_by_a_hair(name: str) -> None:
     assert min(MARGINS[name]) > 1e-5, "choose other seeds or sizes"
 
 
+def test_evaluation_is_without_auxiliary_losses() -> None:
+    def losses(config: Any) -> tuple[float, float]:
+        rule = cases.make_rule("transformer", config, {}, parallel.Rules())
+        state, batch = rule.init(0), cases.batch_of("transformer", config)
+        _, trained, _ = jax.jit(rule.gradients)(state, batch)
+        measured = jax.jit(rule.evaluate)(state, batch)
+        assert {"load_balance", "router_z", "busiest", "dropped"} <= measured.keys()
+        return tuple(float(s["loss"][0] / s["loss"][1]) for s in (trained, measured))
+
+    trained, measured = losses(MIXTRAL)
+    plain = losses(dataclasses.replace(MIXTRAL, router_balance_loss=0.0, router_z_loss=0.0))
+    assert trained > measured + 0.1
+    np.testing.assert_allclose([measured, plain[0]], plain[1], rtol=1e-6)
+
+
+def test_accumulation_takes_the_bias_along() -> None:
+    """One update of the bias per part, and the same on a mesh."""
+    config = dataclasses.replace(DEEPSEEK, router_jitter=0.0)
+    rules = parallel.Rules(sequence_parallel=True)
+    one = cases.measure("transformer", config, {}, rules, accumulate=2)
+    mesh = cases.measure("transformer", config, sizes_of("expert2 x data2"), rules, accumulate=2)
+    assert cases.worst(mesh.gradients, one.gradients)[0] <= TOLERANCE
+    assert cases.worst(mesh.variables, one.variables)[0] <= TOLERANCE
+    bias = one.variables["router"]["blocks"]["moe"]["bias"]
+    assert bias.shape == (config.num_layers, 8)
+    assert {round(abs(float(x)), 4) for x in bias.flat} <= {0.0, 0.01, 0.02}
+    assert np.abs(bias).max() > 0.015
+
+
 def run_dispatch(
     way: str, mesh: Any, limit: int, weights: Any, x: Any, choice: Any, weight: Any
 ) -> Any:
