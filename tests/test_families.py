@@ -23,6 +23,8 @@ COUNTS = {
     ("transformer", "llama3-70b"): 70_553_706_496,
     ("transformer", "llama3-405b"): 405_853_388_800,
     ("transformer", "llama3.2-1b"): 1_235_814_400,
+    ("transformer", "mixtral-8x7b"): 46_702_792_704,
+    ("transformer", "mixtral-8x22b"): 140_620_634_112,
     ("resnet", "resnet18"): 11_689_512,
     ("resnet", "resnet34"): 21_797_672,
     ("resnet", "resnet50"): 25_557_032,

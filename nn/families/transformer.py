@@ -23,12 +23,14 @@ from nn.layers import embed, norm
 from nn.layers.attention import Attention, Cache, Table, attention_mask, kv_heads_here
 from nn.layers.dense import FeedForward
 from nn.layers.dropout import Dropout
+from nn.layers.moe import MoE, Routing
 from nn.layers.position import SCALINGS, Rotary, sinusoids
 from nn.layers.stack import Aux, remat_policy, run, stacked, staged
 from nn.parallel import BATCH_AXES, Layer, bound_axis, leave, vary
 from nn.parallel.pipeline import Stage, share
 from nn.parallel.sequence import columns
 from nn.parallel.tensor import sequence_axes
+from nn.parallel.weight import Initializer
 
 POSITIONS = dict.fromkeys(("learned", "sinusoidal", "rotary", "alibi", "none"))
 
@@ -62,6 +64,22 @@ class Config:
     # what names keeps and offload sends to the host: these, or mlp
     remat_names: tuple[str, ...] = ("query", "key", "value", "attention")
     scan_unroll: int = 1  # layers per iteration of the loop over depth; 0: all of them
+    num_experts: int = 0  # feed-forward blocks to choose from, in every layer; 0: one, for all
+    experts_per_token: int = 2
+    expert_dim: int = 0  # hidden units of an expert; 0: those of the feed-forward block
+    shared_experts: int = 0  # experts that every token goes through besides
+    shared_gate: bool = False  # the shared ones count as much as a gate says
+    router_scores: str = "softmax"  # softmax | sigmoid | softmax_of_chosen
+    router_normalize: bool = True  # the weights of a token's experts add up to 1
+    router_scale: float = 1.0  # factor of those weights
+    router_groups: int = 1  # groups of experts
+    router_top_groups: int = 1  # groups of which a token's experts may be
+    router_group_score: str = "max"  # max | top2: what makes a group good
+    router_bias_rate: float = 0.0  # step of the bias that balances the load; 0: no bias
+    router_jitter: float = 0.0  # noise on the router's input, relative
+    router_balance_loss: float = 0.0  # coefficient of the load-balance loss of each layer
+    router_z_loss: float = 0.0  # coefficient of the squared log-partition of each layer
+    router_capacity: float = 0.0  # most tokens of an expert, over the mean; 0: no limit
 
     def __post_init__(self) -> None:
         for field in ("vocab_size", "context_length", "dim", "num_layers", "num_heads"):
@@ -80,6 +98,8 @@ class Config:
             )
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"model.dropout={self.dropout}: must be in [0, 1)")
+        if self.num_experts:
+            _ = self.routing  # checks its own fields
         remat_policy(self.remat, self.remat_names)
         names.lookup("model.position", self.position, POSITIONS)
         names.lookup("model.norm", self.norm, norm.NORMS)
@@ -93,6 +113,16 @@ class Config:
     @property
     def head_width(self) -> int:
         return self.head_dim or self.dim // self.num_heads
+
+    @property
+    def mlp_width(self) -> int:
+        return self.mlp_dim or 4 * self.dim
+
+    @property
+    def routing(self) -> Routing:
+        fields = [f.name for f in dataclasses.fields(Routing) if f.name not in ("experts", "top_k")]
+        own = {name: getattr(self, f"router_{name}") for name in fields}
+        return Routing(self.num_experts, self.experts_per_token, **own)
 
     @property
     def rotary(self) -> Rotary:
@@ -147,18 +177,41 @@ class Block(Layer):
             causal=cache is None,
         )
         x_BTD = x_BTD + drop(h_BTD)
-        h_BTD = FeedForward(
-            hidden=c.mlp_dim or 4 * c.dim,
+        h_BTD, aux = self._feed_forward(
+            norm.make(c.norm, c.norm_eps, c.bias, "mlp_norm")(x_BTD), wide, narrow
+        )
+        x_BTD = x_BTD + drop(h_BTD)
+        self.sow("intermediates", "residual", x_BTD)
+        return (x_BTD, cache), aux
+
+    def _feed_forward(
+        self, x_BTD: jax.Array, wide: Initializer, narrow: Initializer
+    ) -> tuple[jax.Array, Aux]:
+        c = self.config
+        if not c.num_experts:
+            mlp = FeedForward(
+                c.mlp_width,
+                activation=c.activation,
+                bias=c.bias,
+                kernel_init=wide,
+                down_init=narrow,
+                name="mlp",
+            )
+            return mlp(x_BTD), {}
+        hidden = c.expert_dim or c.mlp_width
+        y_BTD, aux = MoE(
+            c.routing,
+            hidden=hidden,
             activation=c.activation,
-            bias=c.bias,
+            shared_hidden=c.shared_experts * hidden,
+            shared_gate=c.shared_gate,
             train=self.train,
             kernel_init=wide,
             down_init=narrow,
-            name="mlp",
-        )(norm.make(c.norm, c.norm_eps, c.bias, "mlp_norm")(x_BTD))
-        x_BTD = x_BTD + drop(h_BTD)
-        self.sow("intermediates", "residual", x_BTD)
-        return (x_BTD, cache), {}
+            name="moe",
+        )(x_BTD)
+        # The stack adds up over its layers: of metrics, unlike losses, the mean is wanted.
+        return y_BTD, {k: v if k == "loss" else v / c.num_layers for k, v in aux.items()}
 
 
 class Model(Layer):
@@ -320,6 +373,18 @@ def _llama3(dim: int, layers: int, heads: int, mlp: int) -> Config:
     )
 
 
+def _mixtral(dim: int, layers: int, heads: int, mlp: int, context: int) -> Config:
+    """Jiang et al. 2024. transformers' balance loss, times 0.02, is the mean over layers."""
+    return dataclasses.replace(
+        _llama3(dim, layers, heads, mlp),
+        vocab_size=32000,
+        context_length=context,
+        rope_theta=1e6,
+        num_experts=8,
+        router_balance_loss=0.02 / layers,
+    )
+
+
 def _llama31(config: Config, factor: float) -> Config:
     return dataclasses.replace(
         config, context_length=131072, rope_scaling="llama3", rope_factor=factor
@@ -331,6 +396,8 @@ PRESETS = {
     "gpt2-medium": _gpt2(1024, 24, 16),
     "gpt2-large": _gpt2(1280, 36, 20),
     "gpt2-xl": _gpt2(1600, 48, 25),
+    "mixtral-8x7b": _mixtral(4096, 32, 32, 14336, 32768),
+    "mixtral-8x22b": _mixtral(6144, 56, 48, 16384, 65536),
     "llama3-8b": _llama3(4096, 32, 32, 14336),
     "llama3-70b": _llama3(8192, 80, 64, 28672),
     "llama3-405b": _llama31(_llama3(16384, 126, 128, 53248), 8.0),

@@ -83,7 +83,7 @@ def stacked(
         layer_class = nn.remat(layer_class, policy=policy, prevent_cse=False)
     return nn.scan(
         layer_class,
-        variable_axes={"params": 0, "intermediates": 0},
+        variable_axes={"params": 0, "intermediates": 0, "router": 0},
         split_rngs={"params": True, "dropout": False},
         in_axes=(0, *(nn.broadcast,) * context),
         length=local,

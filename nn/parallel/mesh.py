@@ -107,20 +107,31 @@ def parse_rules(text: str, sequence_parallel: bool, **use: Any) -> Rules:
 
 
 _RULES: contextvars.ContextVar[Rules] = contextvars.ContextVar("rules", default=Rules())
+_PLATFORM: contextvars.ContextVar[str] = contextvars.ContextVar("platform", default="")
 
 
 @contextlib.contextmanager
-def use_rules(rules: Rules) -> Iterator[None]:
-    """The rules that layers traced inside this block follow."""
-    token = _RULES.set(rules)
+def use_rules(rules: Rules, platform: str = "") -> Iterator[None]:
+    """The rules that layers traced inside this block follow, and what they are compiled for."""
+    tokens = _RULES.set(rules), _PLATFORM.set(platform)
     try:
         yield
     finally:
-        _RULES.reset(token)
+        _RULES.reset(tokens[0])
+        _PLATFORM.reset(tokens[1])
 
 
 def current_rules() -> Rules:
     return _RULES.get()
+
+
+def platform() -> str:
+    """What the code that is being traced will run on: cpu | gpu | tpu.
+
+    Inside `nn.parallel.spmd` that is the platform of the mesh, which need not be there when a
+    program is compiled ahead of time.
+    """
+    return _PLATFORM.get() or jax.default_backend()
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:

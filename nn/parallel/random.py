@@ -44,6 +44,11 @@ def place(**changes: Any) -> Iterator[None]:
         _PLACE.reset(token)
 
 
+def is_part() -> bool:
+    """Whether the rows here are one part of a batch whose other parts are elsewhere."""
+    return _PLACE.get().parts > 1
+
+
 def key_here(key: jax.Array) -> jax.Array:
     """The key of the layer that is being traced."""
     layer = _PLACE.get().layer

@@ -17,16 +17,18 @@ def spmd(
 ) -> Callable[..., Any]:
     """Run `fn` on every device of the mesh on its shares of the arguments.
 
-    With no mesh, or a mesh of one device, `fn` itself is returned: the single-device program is
-    the very same function.
+    With no mesh, or a mesh of one device, `fn` runs as it is: the single-device program is the
+    very same function.
     """
-    if mesh is None or mesh.size == 1:
-        return fn
+    platform = "" if mesh is None else mesh.devices.flat[0].platform
 
     @functools.wraps(fn)
     def body(*args: Any) -> Any:
-        with use_rules(rules):
+        with use_rules(rules, platform):
             return fn(*args)
+
+    if mesh is None or mesh.size == 1:
+        return body
 
     # check_vma: the type system inserts, and checks, every sum of gradients over the mesh.
     return jax.shard_map(body, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=True)

@@ -39,6 +39,11 @@ def einsum(equation: str, x: jax.Array, weight: Weight, scatter: str | None = No
         if label not in output and (axis := weight.split_over(dim)) is not None
     ]
     dim = output.index(scatter) if scatter is not None and sequence_is_split() else None
+    return _finish(y, summed, dim)
+
+
+def _finish(y: jax.Array, summed: list[str], dim: int | None) -> jax.Array:
+    """Add partial products up over `summed`; keep this shard's part of dimension `dim`."""
     for axis in summed:
         if axis == "tensor" and dim is not None:
             y = collectives.psum_scatter(y, axis, dim)
@@ -80,6 +85,11 @@ def enter(x_BTD: jax.Array, name: str) -> jax.Array:
 def leave(x_BTD: jax.Array) -> jax.Array:
     """Keep this shard's positions of a value that holds all of them."""
     return collectives.local_slice(x_BTD, "tensor", 1) if sequence_is_split() else x_BTD
+
+
+def leave_sum(x_BTD: jax.Array, summed: str | None) -> jax.Array:
+    """`leave`, for a value that is partial sums over the mesh axis `summed`."""
+    return _finish(x_BTD, [summed] if summed else [], 1 if sequence_is_split() else None)
 
 
 def sequence_axes() -> tuple[str, ...]:

@@ -7,6 +7,7 @@ the dtype that they come with. Nothing here reads or writes a file.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ class Row:
     """One tensor of a file, or one per layer, and the leaves of our parameters that it holds.
 
     file: its name; a name with "{}" stands for the tensors of all layers, which are stacked along
-      the first dimension of ours.
+      the first dimension of ours; one with two for those of all experts of all layers.
     ours: path of the leaf; several paths lie side by side along the last dimension of the file.
     shape: of each of those leaves, in one layer.
     matrix: its shape with dimensions merged as in the file, before a transpose; `shape` by default.
@@ -65,12 +66,14 @@ class Table:
 
     ignored: pattern of tensors that a file may hold too and that mean nothing.
     copies: tensors that a file may hold too -> the one that each must be equal to.
+    experts: how many there are of those with a second "{}" in each layer.
     """
 
     rows: tuple[Row, ...]
     layers: int
     ignored: str = ""
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    experts: int = 0
 
     def to_ours(self, tensors: Mapping[str, np.ndarray]) -> Params:
         """Our parameters, layers stacked. Each tensor is asked for once, one at a time.
@@ -78,21 +81,21 @@ class Table:
         Raises:
           ValueError: a tensor is missing, unknown or of the wrong shape, or a copy is none.
         """
-        expected = [name for row in self.rows for name in self._file_names(row)]
+        expected = [name for row in self.rows for _, name in self._file_names(row)]
         optional = {n for n in tensors if n in self.copies or re.fullmatch(self.ignored, n)}
         _same_names("tensor", expected, tensors.keys() - (optional - set(expected)))
         found: dict[str, np.ndarray] = {}
         for row in self.rows:
-            for layer, name in enumerate(self._file_names(row)):
+            for index, name in self._file_names(row):
                 tensor = tensors[name]
                 _same_shape("tensor", name, tensor.shape, row.file_shape)
                 for path, part in zip(row.ours, row.split(tensor), strict=True):
                     if not row.stacked:
                         found[path] = np.ascontiguousarray(part)
                         continue
-                    if layer == 0:
-                        found[path] = np.empty((self.layers, *row.shape), part.dtype)
-                    found[path][layer] = part
+                    if path not in found:
+                        found[path] = np.empty((*self._counts(row), *row.shape), part.dtype)
+                    found[path][index] = part
         for copy, original in self.copies.items():
             if copy in tensors and not np.array_equal(tensors[copy], tensors[original]):
                 raise ValueError(
@@ -111,17 +114,20 @@ class Table:
         _same_names("parameter", [path for row in self.rows for path in row.ours], leaves)
         found = {}
         for row in self.rows:
-            shape = (self.layers, *row.shape) if row.stacked else row.shape
+            shape = (*self._counts(row), *row.shape)
             for path in row.ours:
                 _same_shape("parameter", path, leaves[path].shape, shape)
-            for layer, name in enumerate(self._file_names(row)):
-                found[name] = row.join(
-                    [leaves[p][layer] if row.stacked else leaves[p] for p in row.ours]
-                )
+            for index, name in self._file_names(row):
+                found[name] = row.join([leaves[path][index] for path in row.ours])
         return found
 
-    def _file_names(self, row: Row) -> list[str]:
-        return [row.file.format(i) for i in range(self.layers)] if row.stacked else [row.file]
+    def _counts(self, row: Row) -> tuple[int, ...]:
+        return (self.layers, self.experts)[: row.file.count("{}")]
+
+    def _file_names(self, row: Row) -> list[tuple[tuple[int, ...], str]]:
+        """Of each tensor of a row, its index among those that are stacked, and its name."""
+        indices = itertools.product(*map(range, self._counts(row)))
+        return [(index, row.file.format(*index)) for index in indices]
 
 
 def dense(file: str, ours: str, shape: tuple[int, ...], inputs: int, bias: str = "") -> list[Row]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from nn import losses
 from nn.families.transformer import Model
-from nn.pretrained import gpt2, llama
+from nn.pretrained import gpt2, llama, mixtral
 from tests.golden_store import Record
 
 
@@ -20,7 +20,7 @@ def tolerance(variant: str) -> dict[str, float]:
 
 
 def format_of(record: Record) -> ModuleType:
-    return {"gpt2": gpt2, "llama": llama}[record.about["config"]["model_type"]]
+    return {"gpt2": gpt2, "llama": llama, "mixtral": mixtral}[record.about["config"]["model_type"]]
 
 
 def file_of(record: Record) -> dict[str, np.ndarray]:
@@ -37,8 +37,11 @@ def compute(variant: str, record: Record) -> dict[str, np.ndarray]:
     ids = jnp.asarray(record.inputs["ids"])
 
     def loss(params: dict[str, object]) -> tuple[jax.Array, jax.Array]:
-        logits = Model(config).apply({"params": params}, ids)
-        return losses.softmax_cross_entropy(logits[:, :-1], ids[:, 1:]).mean(), logits
+        model, variables = Model(config, train=True), {"params": params}
+        hidden, _, aux = model.apply(variables, ids, method="hidden")
+        logits = model.apply(variables, hidden, method="head")
+        value = losses.softmax_cross_entropy(logits[:, :-1], ids[:, 1:]).mean()
+        return value + aux.get("loss", 0.0), logits
 
     (value, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     saved = table.from_ours(gradients, config)

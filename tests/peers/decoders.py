@@ -1,4 +1,4 @@
-"""Tiny GPT-2 and Llama models of transformers, through the files that `save_pretrained` writes."""
+"""Tiny decoders of transformers, through the files that `save_pretrained` writes."""
 
 from __future__ import annotations
 
@@ -38,6 +38,9 @@ LLAMA3 = dict(
     high_freq_factor=5.0,
     original_max_position_embeddings=64,
 )
+MIXTRAL = LLAMA | dict(
+    num_hidden_layers=2, num_local_experts=5, num_experts_per_tok=2, router_aux_loss_coef=0.0
+)
 OPTIONS: dict[str, dict[str, Any]] = {
     "gpt2": GPT2,
     "gpt2_relu_untied": GPT2
@@ -52,6 +55,22 @@ OPTIONS: dict[str, dict[str, Any]] = {
         rms_norm_eps=0.05,
         rope_parameters=dict(rope_type="linear", rope_theta=100.0, factor=2.5),
     ),
+    "mixtral": MIXTRAL,
+    # Their balance loss takes the means over layers first; with one layer it is ours.
+    "mixtral_balance_window": MIXTRAL
+    | dict(
+        num_hidden_layers=1,
+        num_experts_per_tok=3,
+        router_aux_loss_coef=0.5,
+        output_router_logits=True,
+        sliding_window=4,
+        tie_word_embeddings=True,
+    ),
+}
+CLASSES = {
+    "gpt2": (transformers.GPT2Config, transformers.GPT2LMHeadModel),
+    "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+    "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM),
 }
 VARIANTS = tuple(OPTIONS)
 BATCH, LENGTH = 3, 9
@@ -59,12 +78,11 @@ BATCH, LENGTH = 3, 9
 
 def model(variant: str, seed: int) -> transformers.PreTrainedModel:
     """A model all of whose parameters are random, biases and scales too."""
-    gpt2 = variant.startswith("gpt2")
-    config = (transformers.GPT2Config if gpt2 else transformers.LlamaConfig)(
-        **OPTIONS[variant], bos_token_id=None, eos_token_id=None
-    )
+    config_class, model_class = CLASSES[variant.partition("_")[0]]
+    config = config_class(**OPTIONS[variant], bos_token_id=None, eos_token_id=None)
     config._attn_implementation = "eager"  # no fused kernel
-    made = (transformers.GPT2LMHeadModel if gpt2 else transformers.LlamaForCausalLM)(config)
+    config._experts_implementation = "eager"
+    made = model_class(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in made.parameters():
@@ -78,7 +96,8 @@ def model(variant: str, seed: int) -> transformers.PreTrainedModel:
 
 def record(variant: str, seed: int) -> Record:
     """Inputs: "ids" (B, T) and FILE/name, the tensors of the file; outputs: "logits" (B, T, V),
-    "loss" (the mean over all targets, nats) and GRAD/name, its gradient for each tensor."""
+    "loss" (the mean over all targets, nats, and what the config adds to it) and GRAD/name, its
+    gradient for each tensor."""
     made = model(variant, seed)
     ids = np.random.default_rng(seed).integers(0, made.config.vocab_size, (BATCH, LENGTH))
     result = made(input_ids=tensor(ids), labels=tensor(ids))

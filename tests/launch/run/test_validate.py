@@ -50,7 +50,6 @@ EDGES = {
     "optimizer.decay_mask": [("all", "kernel")],
     "precision.policy": [("bfloat16_params", "bf16")],
     "mesh.schedule": [("gpipe", "gpip")],
-    "mesh.rounds": [("1", "0")],
     "mesh.attention": [("auto", "rings")],
     "mesh.dispatch": [("auto", "al_to_all")],
     "mesh.reduce_dtype": [("bfloat16", "float16")],

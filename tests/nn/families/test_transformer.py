@@ -24,6 +24,7 @@ CONFIGS = {
     "alibi": dataclasses.replace(TINY, position="alibi", num_kv_heads=1),
     "window": dataclasses.replace(LLAMA, window=5),
     "sinusoids": dataclasses.replace(TINY, position="sinusoidal"),
+    "experts": dataclasses.replace(LLAMA, num_experts=4, expert_dim=24, shared_experts=1),
 }
 
 

@@ -1,0 +1,126 @@
+"""Mixtral's table; that the numbers are right is what tests/parity/decoders.py checks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from nn.families import transformer
+from nn.parallel import unbox
+from nn.pretrained import mixtral
+from tests import golden_store
+from tests.parity.decoders import file_of
+
+RECORDS = [name for name in golden_store.names() if name.startswith("decoders.mixtral")]
+RECORD = golden_store.load("decoders.mixtral")
+CONFIG = mixtral.config_from(RECORD.about["config"])
+FILE = file_of(RECORD)
+
+# What the published Mixtral 8x7B config.json says of the model.
+PUBLISHED = {
+    "architectures": ["MixtralForCausalLM"],
+    "attention_dropout": 0.0,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 32768,
+    "model_type": "mixtral",
+    "num_attention_heads": 32,
+    "num_experts_per_tok": 2,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "num_local_experts": 8,
+    "output_router_logits": False,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 1000000.0,
+    "router_aux_loss_coef": 0.02,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "vocab_size": 32000,
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_load_and_save_is_the_identity(name: str) -> None:
+    record = golden_store.load(name)
+    config, file = mixtral.config_from(record.about["config"]), file_of(record)
+    saved = mixtral.from_ours(mixtral.to_ours(file, config), config)
+    assert saved.keys() == file.keys()
+    for tensor, x in file.items():
+        np.testing.assert_array_equal(saved[tensor], x, err_msg=tensor, strict=True)
+        assert saved[tensor].flags.c_contiguous
+    assert mixtral.config_from(json.loads(json.dumps(mixtral.config_to(config)))) == config
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_parameters_are_those_of_the_model(name: str) -> None:
+    record = golden_store.load(name)
+    config = mixtral.config_from(record.about["config"])
+    model = transformer.Model(config)
+    made = jax.eval_shape(model.init, jax.random.key(0), *transformer.example(config, 1))
+    ours = mixtral.to_ours(file_of(record), config)
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), unbox(made)["params"])
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), ours) == shapes
+
+
+def test_published_config_is_the_preset() -> None:
+    assert mixtral.config_from(PUBLISHED) == transformer.PRESETS["mixtral-8x7b"]
+    written = mixtral.config_to(transformer.PRESETS["mixtral-8x7b"])
+    assert {k: written[k] for k in PUBLISHED} == PUBLISHED
+
+
+def test_experts_are_stacked_in_order() -> None:
+    """Layer 1, expert 3: w1 is the gate, w2 goes down, w3 goes up; (out, in) in the file."""
+    ours = mixtral.to_ours(FILE, CONFIG)["blocks"]["moe"]
+    for name, own in (("w1", "gate"), ("w2", "down"), ("w3", "up")):
+        theirs = FILE[f"model.layers.1.block_sparse_moe.experts.3.{name}.weight"]
+        np.testing.assert_array_equal(ours[f"{own}_kernel"][1, 3], theirs.T)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        ("model.layers.1.block_sparse_moe.gate.weight", "^missing tensor .*gate.weight'$"),
+        ("model.layers.0.block_sparse_moe.experts.4.w2.weight", "^missing tensor .*4.w2.weight'$"),
+    ],
+)
+def test_files_with_a_hole(tensor: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mixtral.to_ours({k: x for k, x in FILE.items() if k != tensor}, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "mistral"}, "unknown model_type 'mistral': .*; nearest: 'mixtral'"),
+        ({"router_jitter_noise": 0.1}, "router_jitter_noise=0.1: .*; nearest: 0.0"),
+        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling=.*; nearest: None"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "rope_type='linear': .*'default'"),
+        ({"num_local_experts": "8"}, "num_local_experts='8': must be of type int"),
+    ],
+)
+def test_wrong_configs(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mixtral.config_from(PUBLISHED | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_experts": 0}, "num_experts=0: a Mixtral file does not have that; nearest: 1"),
+        ({"router_scores": "sigmoid"}, "router_scores='sigmoid': .*; nearest: 'softmax'"),
+        ({"shared_experts": 1}, "shared_experts=1: .*; nearest: 0"),
+        ({"norm": "layer"}, "norm='layer': .*; nearest: 'rms'"),
+        ({"bias": True}, "bias=True: .*; nearest: False"),
+    ],
+)
+def test_configs_that_are_no_mixtral(change: dict[str, object], message: str) -> None:
+    wrong = dataclasses.replace(CONFIG, **change)
+    for call in (lambda: mixtral.config_to(wrong), lambda: mixtral.to_ours(FILE, wrong)):
+        with pytest.raises(ValueError, match=message):
+            call()
