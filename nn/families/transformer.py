@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from nn import activations, initializers, names
 from nn.layers import embed, norm
-from nn.layers.attention import Attention, Cache, Table, attention_mask, kv_heads_here
+from nn.layers.attention import Attention, Cache, Pattern, Table, kv_heads_here
 from nn.layers.dense import FeedForward
 from nn.layers.dropout import Dropout
 from nn.layers.position import SCALINGS, Rotary, sinusoids
@@ -116,7 +116,7 @@ class Block(Layer):
         carry: tuple[jax.Array, Cache | None],
         layer: jax.Array,
         positions_BT: jax.Array,
-        mask: jax.Array | None,
+        segments_BT: jax.Array | None,
         rotary: Table | None,
     ) -> tuple[tuple[jax.Array, Cache | None], Aux]:
         c = self.config
@@ -138,11 +138,11 @@ class Block(Layer):
         )(
             norm.make(c.norm, c.norm_eps, c.bias, "attention_norm")(x_BTD),
             positions_BT,
-            mask,
+            Pattern(causal=True, window=c.window),
+            segments_BT,
             rotary,
             cache=cache,
             layer=layer,
-            causal=cache is None,
         )
         x_BTD = x_BTD + drop(h_BTD)
         h_BTD = FeedForward(
@@ -204,11 +204,12 @@ class Model(Layer):
             x_BTD = x_BTD + self.positions(positions_BT, self.dtype)
         elif c.position == "sinusoidal":
             x_BTD = x_BTD + sinusoids(leave(positions_BT), c.dim).astype(self.dtype)
-        x_BTD = self.dropout(vary(x_BTD, (*BATCH_AXES, *sequence_axes())))
-        mask = self._mask(positions_BT, segments_BT, cache)
+        # With a cache every shard of `context` holds all positions.
+        split = sequence_axes() if cache is None else ()
+        x_BTD = self.dropout(vary(x_BTD, (*BATCH_AXES, *split)))
         rotary = c.rotary.table(positions_BT, c.head_width) if c.position == "rotary" else None
         layers = layer_numbers(c.num_layers)
-        carry, aux = self.blocks((x_BTD, cache), layers, positions_BT, mask, rotary)
+        carry, aux = self.blocks((x_BTD, cache), layers, positions_BT, segments_BT, rotary)
         x_BTD, cache = carry
         aux = jax.tree.map(jnp.sum, aux)
         return embed.head_input(self.final_norm(x_BTD), c.vocab_size), cache, aux
@@ -231,24 +232,6 @@ class Model(Layer):
         split = [axis] if (axis := bound_axis("heads")) else []
         shape = (c.num_layers, batch, kv_heads_here(c.num_heads, c.kv_heads), length, c.head_width)
         return vary(Cache.zeros(shape, self.dtype), (*BATCH_AXES, *split))
-
-    def _mask(
-        self, positions_BT: jax.Array, segments_BT: jax.Array | None, cache: Cache | None
-    ) -> jax.Array | None:
-        window = self.config.window
-        if cache is not None:
-            stored = jnp.arange(cache.key.shape[3])[None]
-            return attention_mask(positions_BT, stored, causal=True, window=window)
-        # Within one row, order is that of the columns, whatever the positions say.
-        columns = jnp.arange(positions_BT.shape[1])[None]
-        return attention_mask(
-            columns,
-            columns,
-            causal=True,
-            window=window,
-            query_segments=segments_BT,
-            key_segments=segments_BT,
-        )
 
 
 def _nearest_divisor(number: int, wanted: int) -> int:

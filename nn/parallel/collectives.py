@@ -103,6 +103,13 @@ def psum_scatter(x: jax.Array, axis: str, dim: int) -> jax.Array:
     return lax.psum_scatter(vary(x, [axis]), axis, scatter_dimension=dim, tiled=True)
 
 
+def all_to_all(x: jax.Array, axis: str, split: int, concat: int) -> jax.Array:
+    """Cut dimension `split` into one piece per shard, and join those received along `concat`."""
+    if not bound([axis]):
+        return x
+    return lax.all_to_all(vary(x, [axis]), axis, split, concat, tiled=True)
+
+
 def local_slice(x: jax.Array, axes: str | Sequence[str], dim: int) -> jax.Array:
     """This shard's slice of `dim` of a value that holds the whole of it."""
     names = bound([axes] if isinstance(axes, str) else axes)
