@@ -10,7 +10,7 @@ Legend: B batch, H and W height and width of an image, C channels.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -59,6 +59,11 @@ class Config:
         names.lookup("model.version", self.version, VERSIONS)
         names.lookup("model.shortcut", self.shortcut, SHORTCUTS)
         names.lookup("model.remat", self.remat, REMAT)
+
+    @property
+    def in_order(self) -> bool:
+        """Neighbouring rows of an image lie beside each other on `context`."""
+        return True
 
     def features(self, stage: int) -> int:
         """Channels out of a stage."""
@@ -125,6 +130,8 @@ class Block(Layer):
 class Model(Layer):
     """(B, H, W, C) -> float32 logits (B, num_classes). Sows "stage_i", each stage's output."""
 
+    SEQUENCE: ClassVar[tuple[str, ...]] = ("inputs",)  # `context` splits the height of images
+
     config: Config
     dtype: Any = jnp.float32  # compute dtype
     train: bool = False  # normalise by the batch and update the running statistics
@@ -141,7 +148,7 @@ class Model(Layer):
         x = _conv(c.width, size, stride, (None, "conv_in"), "stem_conv")(x.astype(self.dtype))
         x = activations.relu(_norm(c, self.train, None, initializers.ones, "stem_norm")(x))
         if c.stem == "imagenet":
-            x = max_pool(x, 3, 2, padding=1)
+            x = max_pool(x, 3, 2, padding=1, split=True)
         block = Block if c.remat == "none" else nn.remat(Block, prevent_cse=True)
         for stage, blocks in enumerate(c.stages):
             for i in range(blocks):
@@ -169,6 +176,7 @@ def _conv(
         padding=size // 2,
         names=channel_names,
         bias=False,
+        split=True,
         in_features=in_features,
         # By the outputs: keeps the size of the gradient (He et al. 2015, section 2.2).
         kernel_init=initializers.variance_scaling(2.0, "out", "normal", in_axes=-2, out_axes=-1),

@@ -56,6 +56,9 @@ class Noise(NamedTuple):
     rows: jax.Array
 
 
+Side = tuple[jax.Array, Rows]  # q and the rows of queries, or kv and those of keys
+
+
 class _Shared(NamedTuple):
     """What all tiles use: slopes (G, R), key data (2,), numbers of the rows (B, G, R)."""
 
@@ -161,7 +164,7 @@ def _cut(x: jax.Array, tiles: int, dim: int) -> jax.Array:
 
 
 def _cut_rows(rows: Rows, tiles: int) -> Rows:
-    return Rows(*(None if x is None else _cut(x, tiles, x.ndim - 1) for x in rows))
+    return jax.tree.map(lambda x: _cut(x, tiles, x.ndim - 1), rows)
 
 
 def _pick(tree: Any, index: jax.Array) -> Any:
@@ -197,7 +200,7 @@ def _forward(
         def body(state: Any, pair: jax.Array) -> Any:
             i, j = pair[0], pair[1]
             ours, theirs = _pick((q, queries), i), _pick((kv, keys), j)
-            new = _tile(plan, masked, _pick(state, i), *ours, *theirs, shared)
+            new = _tile(plan, masked, _pick(state, i), ours, theirs, shared)
             return _put(state, i, new), None
 
         return lax.scan(body, state, pairs)[0]
@@ -209,12 +212,12 @@ def _forward(
         # The keys of the next step are on their way while this one is computed.
         state, passing = carry
         following = passing if last else _shift(passing)
-        there = _columns_of(plan, passing[1], number)
+        there = _rows_of(plan, passing[1], number)
         state = visit(state, plan.masked, passing[0], there, plan.others(number))
         return (state, following), None
 
     if plan.shards > 1:
-        carry = (state, _shift((kv, keys._replace(columns=None))))
+        carry = (state, _shift((kv, keys[1:])))
         if plan.shards > 2:
             carry = lax.scan(step, carry, jnp.arange(1, plan.shards - 1))[0]
         state = step(carry, plan.shards - 1, last=True)[0][0]
@@ -227,14 +230,14 @@ def _backward(plan: _Plan, residuals: Any, d_out: jax.Array) -> Any:
     """Gradients of q and kv: those of keys and values follow them round the ring."""
     q, kv, queries, keys, shared, out, log_sum = residuals
     inner = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-    own = (q, queries, d_out, log_sum, inner)
+    own = ((q, queries), d_out, log_sum, inner)
     zeros = jnp.zeros_like(kv, jnp.float32)
 
     def visit(d_q: Any, d_kv: Any, masked: bool, kv: Any, keys: Rows, pairs: Any) -> Any:
         def body(carry: Any, pair: jax.Array) -> Any:
             i, j = pair[0], pair[1]
             ours, theirs = _pick(own, i), _pick((kv, keys), j)
-            q_part, kv_part = _tile_gradient(plan, masked, *ours, *theirs, shared)
+            q_part, kv_part = _tile_gradient(plan, masked, ours, theirs, shared)
             return (_add(carry[0], i, q_part), _add(carry[1], j, kv_part)), None
 
         return lax.scan(body, (d_q, d_kv), pairs)[0]
@@ -246,12 +249,12 @@ def _backward(plan: _Plan, residuals: Any, d_out: jax.Array) -> Any:
     def step(carry: Any, number: jax.Array | int, last: bool = False) -> Any:
         d_q, d_kv, passing = carry
         following = passing if last else _shift(passing)
-        there = _columns_of(plan, passing[1], number)
+        there = _rows_of(plan, passing[1], number)
         d_q, fresh = visit(d_q, zeros, plan.masked, passing[0], there, plan.others(number))
         return (d_q, _shift(d_kv) + fresh, following), None
 
     if plan.shards > 1:
-        carry = (d_q, d_kv, _shift((kv, keys._replace(columns=None))))
+        carry = (d_q, d_kv, _shift((kv, keys[1:])))
         if plan.shards > 2:
             carry = lax.scan(step, carry, jnp.arange(1, plan.shards - 1))[0]
         d_q, d_kv, _ = step(carry, plan.shards - 1, last=True)[0]
@@ -262,16 +265,15 @@ def _backward(plan: _Plan, residuals: Any, d_out: jax.Array) -> Any:
 _attention.defvjp(_forward, _backward)
 
 
-def _columns_of(plan: _Plan, keys: Rows, step: jax.Array | int) -> Rows:
+def _rows_of(plan: _Plan, sent: tuple[Any, Any], step: jax.Array | int) -> Rows:
     """The rows of the shard `step` places before this one, whose columns need not be sent."""
     shard = (collectives.axis_index("context") - step) % plan.shards
-    return keys._replace(columns=_cut(columns(plan.keys, shard), plan.key_tiles, 0))
+    return Rows(_cut(columns(plan.keys, shard), plan.key_tiles, 0), *sent)
 
 
-def _scores(
-    masked: bool, plan: _Plan, q: Any, queries: Rows, kv: Any, keys: Rows, shared: _Shared
-) -> jax.Array:
+def _scores(plan: _Plan, masked: bool, ours: Side, theirs: Side, shared: _Shared) -> jax.Array:
     """Of one tile, (B, G, R, C, C'), float32."""
+    (q, queries), (kv, keys) = ours, theirs
     scores = jnp.einsum("bgrtk,bgsk->bgrts", q, kv[0], preferred_element_type=jnp.float32)
     if shared.slopes is not None:
         assert queries.positions is not None and keys.positions is not None
@@ -307,15 +309,16 @@ def _dropped(
 
 
 def _tile(
-    plan: _Plan, masked: bool, state: Any, q: Any, queries: Rows, kv: Any, keys: Rows, shared: Any
-) -> Any:
+    plan: _Plan, masked: bool, state: Any, ours: Side, theirs: Side, shared: _Shared
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The running sums (B, G, R, C, K), maxima and masses (B, G, R, C) after one more tile.
 
     A tile that a query sees nothing of adds a wrong mass, which is multiplied by 0 as soon as the
     query sees a key; every query sees itself.
     """
     total, largest, mass = state
-    scores = _scores(masked, plan, q, queries, kv, keys, shared)
+    (_, queries), (kv, keys) = ours, theirs
+    scores = _scores(plan, masked, ours, theirs, shared)
     new = jnp.maximum(largest, scores.max(axis=-1))
     weights, shrink = jnp.exp(scores - new[..., None]), jnp.exp(largest - new)
     mass = mass * shrink + weights.sum(axis=-1)
@@ -325,19 +328,12 @@ def _tile(
 
 
 def _tile_gradient(
-    plan: _Plan,
-    masked: bool,
-    q: Any,
-    queries: Rows,
-    d_out: Any,
-    log_sum: Any,
-    inner: Any,
-    kv: Any,
-    keys: Rows,
-    shared: _Shared,
+    plan: _Plan, masked: bool, ours: tuple[Side, Any, Any, Any], theirs: Side, shared: _Shared
 ) -> tuple[jax.Array, jax.Array]:
     """What one tile adds to the gradients of its q and its kv, float32 (Dao et al. 2022, B.2)."""
-    scores = _scores(masked, plan, q, queries, kv, keys, shared)
+    own, d_out, log_sum, inner = ours
+    (q, queries), (kv, keys) = own, theirs
+    scores = _scores(plan, masked, own, theirs, shared)
     weights = jnp.exp(scores - log_sum[..., None])
     wide = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     d_weights = _dropped(plan, wide("bgrtk,bgsk->bgrts", d_out, kv[1]), queries, keys, shared)

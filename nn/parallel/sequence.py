@@ -48,3 +48,13 @@ def columns(size: int, shard: jax.Array | int | None = None) -> jax.Array:
     low = shard * half + local[:half]
     high = (2 * shards - 1 - shard) * half + local[: size - half]
     return jnp.concatenate([low, high])
+
+
+def need_order(what: str) -> None:
+    """ValueError where the positions of a shard of `context` do not follow one another."""
+    layout = current_rules().layout
+    if collectives.axis_size("context") > 1 and layout != "contiguous":
+        raise ValueError(
+            f"{what} needs them in order, and mesh.attention='ring' lays them out in {layout}; "
+            "nearest: mesh.attention='ulysses'"
+        )

@@ -29,6 +29,45 @@ def check_heads(heads: int, context: int) -> None:
         )
 
 
+def choose(
+    wanted: str, context: int, tensor: int, heads: int, kv_heads: int, in_order: bool
+) -> tuple[str, str]:
+    """Which attention over `context` a run has, and why in words ("" where nothing is split).
+
+    A shard of ring attention sends its keys and values n - 1 times, and Ulysses 1 - 1/n of its
+    queries, keys, values and outputs; but the ring computes while it sends. So "auto" takes
+    Ulysses where it sends at most half as much.
+
+    Args:
+      wanted: auto | ring | ulysses. context, tensor: sizes of the mesh.
+      heads, kv_heads: of the whole model, 0 where it has no attention.
+      in_order: the model has a recurrence or convolution over positions.
+    Raises:
+      ValueError: `wanted` cannot be; says what can.
+    """
+    if context == 1:
+        return ("ring" if wanted == "auto" else wanted), ""
+    if wanted == "ring" and in_order:
+        raise ValueError(
+            "mesh.attention='ring' lays positions out in zigzag, and the model has a recurrence "
+            "or convolution over positions, which needs them in order; "
+            "nearest: mesh.attention='ulysses'"
+        )
+    own = max(heads // tensor, 1)
+    if in_order or wanted == "ulysses":
+        if heads:
+            check_heads(own, context)
+        return "ulysses", "the model needs positions in order" if in_order else "as configured"
+    if wanted == "ring":
+        return "ring", "as configured"
+    if own % context:
+        return "ring", f"{own} heads per shard do not divide over mesh.context={context}"
+    own_kv = kv_heads // tensor if kv_heads % tensor == 0 else min(kv_heads, own)
+    ring, ulysses = own_kv * context, own + repeated_heads(own_kv, context)
+    times = f"Ulysses sends {ring / ulysses:.1f} times less"
+    return ("ulysses", times) if ring >= 2 * ulysses else ("ring", f"{times}, which is not 2")
+
+
 def repeated_heads(kv_heads: int, context: int) -> int:
     """Key and value heads that are sent: each of them as often as the shards need it."""
     return math.lcm(kv_heads, context)
@@ -65,8 +104,8 @@ def ulysses_attention(
         to_heads(jnp.repeat(v_BSGK, copies, axis=2)),
     )
 
-    def own_heads(x: jax.Array | None, dim: int) -> jax.Array | None:
-        return None if x is None else collectives.local_slice(x, "context", dim)
+    def own_heads(x: jax.Array, dim: int) -> jax.Array:
+        return collectives.local_slice(x, "context", dim)
 
     out = block_attention(
         q,
@@ -76,7 +115,7 @@ def ulysses_attention(
         _gathered(queries),
         _gathered(keys),
         ring=False,
-        slopes_H=own_heads(slopes_H, 0),
+        slopes_H=None if slopes_H is None else own_heads(slopes_H, 0),
         noise=None if noise is None else noise._replace(rows=own_heads(noise.rows, 1)),
         rate=rate,
     )
