@@ -43,8 +43,8 @@ def conv(
       weight: fsdp dimensions are gathered; split input channels are summed over.
       groups: of the whole convolution; split output channels split the groups too.
       input_dilation: zeros between elements of x, plus one (transposed convolution).
-      over_context: `context` splits the first spatial dimension; borders come from the neighbours. Padding
-        is that of the whole.
+      over_context: `context` splits the first spatial dimension; borders come from the neighbours.
+        Padding is that of the whole.
     Returns:
       (B, S'..., O), S' = (d_in (S - 1) + 1 + padding - d (K - 1) - 1) // s + 1.
     Raises:

@@ -77,7 +77,7 @@ def test_what_cannot_be_split_is_refused() -> None:
 
 
 def test_attention_weights_are_sown_where_a_shard_has_them() -> None:
-    """Under `context` none has."""
+    """Under `context` no shard has."""
     rule = cases.make_rule("transformer", GPT, {"context": 2}, parallel.Rules())
     tokens = cases.batch_of("transformer", GPT)["inputs"]
     variables = parallel.unbox(rule.task.variables(0))
