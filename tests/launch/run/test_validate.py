@@ -49,6 +49,7 @@ EDGES = {
     "optimizer.decay_mask": [("all", "kernel")],
     "precision.policy": [("bfloat16_params", "bf16")],
     "mesh.schedule": [("gpipe", "gpip")],
+    "mesh.attention": [("ulysses", "ulises")],
     "mesh.rules": [("mlp=fsdp", "mlp=fsdb"), ("embed=", "embd=")],
 }
 FREE = {"data.dir", "metrics.tensorboard", "metrics.wandb", "metrics.wandb_project"}
