@@ -10,7 +10,7 @@ Under a causal pattern the positions lie in zigzag (`nn.parallel.sequence`): the
 shard's positions is early and the second late. Late queries see all early keys; beyond that a shard
 needs, of keys from an earlier shard, the early half for its early queries, and of those from a
 later one, the late half for its late queries. So every shard has two half blocks to multiply in
-every step and none to mask.
+every step and none to mask. Tiles out of the reach of a sliding window are passed over.
 
 Legend: B batch, H query heads, G key and value heads, R = H / G, K head width, T queries and S keys
 of this shard, C of one tile, P tiles, N all positions.
@@ -21,6 +21,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -200,7 +201,14 @@ def _forward(
         def body(state: Any, pair: jax.Array) -> Any:
             i, j = pair[0], pair[1]
             ours, theirs = _pick((q, queries), i), _pick((kv, keys), j)
-            new = _tile(plan, masked, _pick(state, i), ours, theirs, shared)
+            old = _pick(state, i)
+            new = _if_seen(
+                plan,
+                ours[1].columns,
+                theirs[1].columns,
+                lambda: _tile(plan, masked, old, ours, theirs, shared),
+                lambda: old,
+            )
             return _put(state, i, new), None
 
         return lax.scan(body, state, pairs)[0]
@@ -237,7 +245,13 @@ def _backward(plan: _Plan, residuals: Any, d_out: jax.Array) -> Any:
         def body(carry: Any, pair: jax.Array) -> Any:
             i, j = pair[0], pair[1]
             ours, theirs = _pick(own, i), _pick((kv, keys), j)
-            q_part, kv_part = _tile_gradient(plan, masked, ours, theirs, shared)
+            q_part, kv_part = _if_seen(
+                plan,
+                ours[0][1].columns,
+                theirs[1].columns,
+                lambda: _tile_gradient(plan, masked, ours, theirs, shared),
+                lambda: (jnp.zeros_like(d_q[0]), jnp.zeros_like(zeros[0])),
+            )
             return (_add(carry[0], i, q_part), _add(carry[1], j, kv_part)), None
 
         return lax.scan(body, (d_q, d_kv), pairs)[0]
@@ -269,6 +283,22 @@ def _rows_of(plan: _Plan, sent: tuple[Any, Any], step: jax.Array | int) -> Rows:
     """The rows of the shard `step` places before this one, whose columns need not be sent."""
     shard = (collectives.axis_index("context") - step) % plan.shards
     return Rows(_cut(columns(plan.keys, shard), plan.key_tiles, 0), *sent)
+
+
+def _if_seen(
+    plan: _Plan,
+    query_C: jax.Array,
+    key_C: jax.Array,
+    tile: Callable[[], Any],
+    old: Callable[[], Any],
+) -> Any:
+    """tile(), or old() where no key of the tile is in the window of a query; C are columns."""
+    if not plan.pattern.window:
+        return tile()
+    behind = query_C.min() - key_C.max()  # the nearest pair, where keys come first
+    ahead = key_C.min() - query_C.max()
+    limit = 1 if plan.pattern.causal else plan.pattern.window
+    return lax.cond((behind < plan.pattern.window) & (ahead < limit), tile, old)
 
 
 def _scores(plan: _Plan, masked: bool, ours: Side, theirs: Side, shared: _Shared) -> jax.Array:

@@ -42,7 +42,8 @@ def test_the_choice_goes_into_the_rules_and_the_log() -> None:
     [
         ("digits_mlp", {"mesh.context": 2}, "mesh.context=2 has nothing to split"),
         ("digits_resnet", {"mesh.context": 2, "mesh.attention": "ring"}, "nearest: .*'ulysses'"),
-        ("bytes_gpt", {"mesh.context": 8, "data.sequence_length": 24}, "nearest length: 32"),
+        ("bytes_gpt", {"mesh.context": 8, "mesh.attention": "ring", "data.sequence_length": 24},
+         "nearest length: 32"),
         ("bytes_gpt", {"mesh.context": 4, "mesh.tensor": 2, "data.sequence_length": 36},
          "divisible by mesh.tensor=2 x mesh.context=4"),
         ("bytes_gpt", {"mesh.context": 4, "mesh.tensor": 2, "model.num_heads": 4,

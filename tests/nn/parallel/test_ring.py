@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from nn import parallel
-from nn.layers.attention import attend, attention_mask
+from nn.layers.attention import ALL, Attention, attend, attention_mask
 from nn.layers.position import alibi_slopes
 from nn.parallel import ring
 from nn.parallel.pattern import Pattern
@@ -144,3 +144,36 @@ def test_bfloat16_has_float32_sums(name: str) -> None:
     expected = results(functools.partial(whole, case), wide, segments)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-2 * np.abs(theirs).max())
+
+
+def cross(layer: Attention, params: Any, x: Any, memory: Any, known: Any) -> jax.Array:
+    """Attention to the known elements of a memory."""
+    segments = jnp.ones_like(x[..., 0], jnp.int32)
+    out: jax.Array = layer.apply(
+        params, x, segments, ALL, segments, memory_BSD=memory, memory_segments_BS=known
+    )[0]
+    return out
+
+
+@pytest.mark.parametrize("how", ["ring", "ulysses"])
+def test_cross_attention(how: str) -> None:
+    layer = Attention(heads=4, kv_heads=2, head_dim=8)
+    rng = np.random.default_rng(0)
+    x, memory = (jnp.asarray(rng.normal(size=(2, n, 12)), jnp.float32) for n in (16, 24))
+    known = jnp.asarray(np.arange(24) < [[17], [9]], jnp.int32)
+    params = parallel.unbox(layer.init(jax.random.key(0), x, known[:, :16]))
+    run = functools.partial(cross, layer)
+    mesh, spec = parallel.make_mesh({"context": 4}, jax.devices()[:4]), P(None, "context")
+    rules = parallel.Rules(attention=how)
+    spread = parallel.spmd(run, mesh, rules, (P(), spec, spec, spec), spec)
+
+    def both(run: Any) -> Any:
+        out, pull = jax.vjp(lambda *args: run(*args, known), params, x, memory)
+        return [out, *jax.tree.leaves(pull(jnp.cos(out)))]
+
+    compiled = jax.jit(both, static_argnums=0)
+    for ours, theirs in zip(compiled(spread), compiled(run), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+    whole_queries = parallel.spmd(run, mesh, rules, (P(), P(), spec, spec), spec)
+    with pytest.raises(ValueError, match="splits the positions of the memory but not those"):
+        jax.eval_shape(whole_queries, params, x, memory, known)
