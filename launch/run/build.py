@@ -16,17 +16,19 @@ from launch.run import config as configs
 from launch.run import optimizer, precision, resolve
 from nn import parallel
 from nn.learning.task import Task
-from nn.parallel import schedule
+from nn.parallel import schedule, sequence
+from nn.parallel.ulysses import choose
 from nn.parallel.weight import is_named
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What the loop needs. rate: step -> learning rate."""
+    """What the loop needs. rate: step -> learning rate. notes: what was chosen, for the log."""
 
     config: FrozenConfigDict
     rule: Any
     rate: optax.Schedule
+    notes: tuple[str, ...] = ()
 
 
 def build(config: FrozenConfigDict, devices: list[jax.Device] | None = None) -> Run:
@@ -37,17 +39,19 @@ def build(config: FrozenConfigDict, devices: list[jax.Device] | None = None) -> 
         a batch that it does not divide; one line that names values and the nearest valid choice.
     """
     mesh = _mesh(config, devices)
+    family = resolve.module("model", config.model.family)
+    model_config = configs.section(config, "model")
+    attention, why = _attention(config, mesh, model_config)
     rules = parallel.parse_rules(
         config.mesh.rules,
         config.mesh.sequence_parallel,
         microbatches=config.mesh.microbatches,
         schedule=config.mesh.schedule,
         rounds=config.mesh.rounds,
+        attention=attention,
         dispatch=config.mesh.dispatch,
         reduce_dtype=config.mesh.reduce_dtype,
     )
-    family = resolve.module("model", config.model.family)
-    model_config = configs.section(config, "model")
     policy = precision.resolve(config.precision.policy)
     task = Task(
         model=family.Model(model_config, dtype=policy.compute_dtype),
@@ -69,8 +73,31 @@ def build(config: FrozenConfigDict, devices: list[jax.Device] | None = None) -> 
     rule = resolve.module("rule", config.rule.name).Rule(configs.section(config, "rule"), task)
     _check_batch(config, mesh)
     _check_pipeline(config, task)
-    task.variable_specs()  # refuses sizes that the mesh does not divide
-    return Run(config, rule, rate)
+    _check_context(config, task)
+    notes = (f"attention over mesh.context={mesh.shape['context']}: {attention} ({why})",)
+    return Run(config, rule, rate, notes if why else ())
+
+
+def _attention(config: FrozenConfigDict, mesh: jax.sharding.Mesh, model: Any) -> tuple[str, str]:
+    """Ring or Ulysses, and why. A model says what it has in fields of its Config."""
+    heads, kv_heads, in_order = (
+        getattr(model, name, 0) for name in ("num_heads", "kv_heads", "in_order")
+    )
+    sizes = mesh.shape["context"], mesh.shape["tensor"]
+    return choose(config.mesh.attention, *sizes, heads, kv_heads or heads, bool(in_order))
+
+
+def _check_context(config: FrozenConfigDict, task: Task) -> None:
+    """Refuse a context that has nothing to split, or does not divide the positions."""
+    shards = task.mesh.shape["context"]
+    if shards > 1 and not task.is_sequence("inputs"):
+        raise ValueError(
+            f"mesh.context={shards} has nothing to split: model.family={config.model.family!r} "
+            f"with objective.name={config.objective.name!r} has no positions; "
+            "nearest: mesh.context=1"
+        )
+    if "inputs" in task.objective.SEQUENCE:
+        sequence.order(config.data.sequence_length, shards, task.rules.layout)
 
 
 def _mesh(config: FrozenConfigDict, devices: list[jax.Device] | None = None) -> jax.sharding.Mesh:
@@ -88,11 +115,13 @@ def _check_batch(config: FrozenConfigDict, mesh: jax.sharding.Mesh) -> None:
             f"data.batch_size={batch} is not divisible by {shards} shards of the batch "
             f"x rule.accumulate={micro}; nearest that is: {nearest}"
         )
-    length, tensor = config.data.sequence_length, mesh.shape["tensor"]
+    tensor, context = mesh.shape["tensor"], mesh.shape["context"]
+    length = config.data.sequence_length // context
     if config.mesh.sequence_parallel and tensor > 1 and length % tensor:
         raise ValueError(
-            f"data.sequence_length={length} is not divisible by mesh.tensor={tensor}, over which "
-            f"sequence parallelism splits it; nearest that is: {max(length // tensor, 1) * tensor}"
+            f"data.sequence_length={config.data.sequence_length} is not divisible by mesh.tensor="
+            f"{tensor}{f' x mesh.context={context}' if context > 1 else ''}, over which sequence "
+            f"parallelism splits it; nearest that is: {max(length // tensor, 1) * tensor * context}"
         )
 
 

@@ -100,6 +100,8 @@ def restore(loop: Loop) -> Any:
 
 def train(loop: Loop) -> int:
     """Run the loop and what follows it. Returns an exit code."""
+    for note in loop.run.notes:
+        loop.progress.say(note)
     with errors.guard_input():
         state = restore(loop)
         faults = Faults.from_environment()

@@ -10,7 +10,7 @@ Legend: B batch, H and W height and width of an image, C channels.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -61,6 +61,11 @@ class Config:
         names.lookup("model.version", self.version, VERSIONS)
         names.lookup("model.shortcut", self.shortcut, SHORTCUTS)
         remat_policy(self.remat, self.remat_names)
+
+    @property
+    def in_order(self) -> bool:
+        """Neighbouring rows of an image lie beside each other on `context`."""
+        return True
 
     def features(self, stage: int) -> int:
         """Channels out of a stage."""
@@ -128,6 +133,8 @@ class Block(Layer):
 class Model(Layer):
     """(B, H, W, C) -> float32 logits (B, num_classes). Sows "stage_i", each stage's output."""
 
+    SEQUENCE: ClassVar[tuple[str, ...]] = ("inputs",)  # `context` splits the height of images
+
     config: Config
     dtype: Any = jnp.float32  # compute dtype
     train: bool = False  # normalise by the batch and update the running statistics
@@ -144,7 +151,7 @@ class Model(Layer):
         x = _conv(c.width, size, stride, (None, "conv_in"), "stem_conv")(x.astype(self.dtype))
         x = activations.relu(_norm(c, self.train, None, initializers.ones, "stem_norm")(x))
         if c.stem == "imagenet":
-            x = max_pool(x, 3, 2, padding=1)
+            x = max_pool(x, 3, 2, padding=1, split=True)
         policy = remat_policy(c.remat, c.remat_names)
         block = Block if policy is None else nn.remat(Block, policy=policy, prevent_cse=True)
         for stage, blocks in enumerate(c.stages):
@@ -173,6 +180,7 @@ def _conv(
         padding=size // 2,
         names=channel_names,
         bias=False,
+        split=True,
         in_features=in_features,
         # By the outputs: keeps the size of the gradient (He et al. 2015, section 2.2).
         kernel_init=initializers.variance_scaling(2.0, "out", "normal", in_axes=-2, out_axes=-1),

@@ -11,7 +11,6 @@ G key and value heads, S cached positions, K head width.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -20,7 +19,7 @@ import jax.numpy as jnp
 
 from nn import activations, initializers, names
 from nn.layers import embed, norm
-from nn.layers.attention import Attention, Cache, Table, attention_mask, kv_heads_here
+from nn.layers.attention import Attention, Cache, Pattern, Table, kv_heads_here
 from nn.layers.dense import FeedForward
 from nn.layers.dropout import Dropout
 from nn.layers.moe import MoE, Routing
@@ -148,7 +147,7 @@ class Block(Layer):
         carry: tuple[jax.Array, Cache | None],
         layer: jax.Array,
         positions_BT: jax.Array,
-        mask: jax.Array | None,
+        segments_BT: jax.Array | None,
         rotary: Table | None,
     ) -> tuple[tuple[jax.Array, Cache | None], Aux]:
         c = self.config
@@ -170,11 +169,11 @@ class Block(Layer):
         )(
             norm.make(c.norm, c.norm_eps, c.bias, "attention_norm")(x_BTD),
             positions_BT,
-            mask,
+            Pattern(causal=True, window=c.window),
+            segments_BT,
             rotary,
             cache=cache,
             layer=layer,
-            causal=cache is None,
         )
         x_BTD = x_BTD + drop(h_BTD)
         h_BTD, aux = self._feed_forward(
@@ -252,18 +251,14 @@ class Model(Layer):
           segments_BT: document of each token; a token sees its own document only.
           cache: keys and values so far; it is written at `positions_BT`.
         """
-        x_BTD, positions_BT = self._before(tokens_BT, positions_BT)
-        (x_BTD, cache), aux = run(
-            self.blocks,
-            self.config.num_layers,
-            (x_BTD, cache),
-            (positions_BT, segments_BT),
-            functools.partial(_seen, self.config, None if cache is None else cache.key.shape[3]),
-        )
+        x_BTD, positions_BT = self._before(tokens_BT, positions_BT, cached=cache is not None)
+        carry, context = (x_BTD, cache), (positions_BT, segments_BT)
+        carry, aux = run(self.blocks, self.config.num_layers, carry, context, self._seen)
+        x_BTD, cache = carry
         return self.states(x_BTD), cache, aux
 
     def _before(
-        self, tokens_BT: jax.Array, positions_BT: jax.Array | None
+        self, tokens_BT: jax.Array, positions_BT: jax.Array | None, cached: bool = False
     ) -> tuple[jax.Array, jax.Array]:
         """The input of the first block, and the positions."""
         c = self.config
@@ -274,7 +269,9 @@ class Model(Layer):
             x_BTD = x_BTD + self.positions(positions_BT, self.dtype)
         elif c.position == "sinusoidal":
             x_BTD = x_BTD + sinusoids(leave(positions_BT), c.dim).astype(self.dtype)
-        return self.dropout(vary(x_BTD, (*BATCH_AXES, *sequence_axes()))), positions_BT
+        # With a cache every shard of `context` holds all positions.
+        split = () if cached else sequence_axes()
+        return self.dropout(vary(x_BTD, (*BATCH_AXES, *split))), positions_BT
 
     def states(self, x_BTD: jax.Array) -> jax.Array:
         """The input of `head` from the output of the last block."""
@@ -290,8 +287,16 @@ class Model(Layer):
         """For `pipeline.one_f_one_b`: carry, weights of this stage, and the stage; see `hidden`."""
         x_BTD, positions_BT = self._before(tokens_BT, positions_BT)
         carry, context = (x_BTD, None), (positions_BT, segments_BT)
-        derive = functools.partial(_seen, self.config, None)
-        return carry, *staged(self.blocks, self.config.num_layers, carry, context, derive)
+        return carry, *staged(self.blocks, self.config.num_layers, carry, context, self._seen)
+
+    def _seen(
+        self, context: tuple[jax.Array, jax.Array | None]
+    ) -> tuple[jax.Array, jax.Array | None, Table | None]:
+        """What the blocks look at: positions, segments, rotary table."""
+        positions_BT, segments_BT = context
+        c = self.config
+        rotary = c.rotary.table(positions_BT, c.head_width) if c.position == "rotary" else None
+        return positions_BT, segments_BT, rotary
 
     def head(self, x_BTD: jax.Array) -> jax.Array:
         """Logits of this shard's part of the vocabulary, (B, T, D) -> (B, T, v)."""
@@ -316,32 +321,6 @@ class Model(Layer):
         split = [axis] if (axis := bound_axis("heads")) else []
         shape = (c.num_layers, batch, kv_heads_here(c.num_heads, c.kv_heads), length, c.head_width)
         return vary(Cache.zeros(shape, self.dtype), (*BATCH_AXES, *split))
-
-
-def _seen(
-    config: Config, stored: int | None, context: tuple[jax.Array, jax.Array | None]
-) -> tuple[jax.Array, jax.Array | None, Table | None]:
-    """What the blocks look at: positions, mask and rotary table of rows with such positions and
-    segments; stored: length of the cache, where there is one."""
-    positions_BT, segments_BT = context
-    table = None
-    if config.position == "rotary":
-        table = config.rotary.table(positions_BT, config.head_width)
-    if stored is not None:
-        keys = jnp.arange(stored)[None]
-        mask = attention_mask(positions_BT, keys, causal=True, window=config.window)
-        return positions_BT, mask, table
-    # Within one row, order is that of the columns, whatever the positions say.
-    columns = jnp.arange(positions_BT.shape[1])[None]
-    mask = attention_mask(
-        columns,
-        columns,
-        causal=True,
-        window=config.window,
-        query_segments=segments_BT,
-        key_segments=segments_BT,
-    )
-    return positions_BT, mask, table
 
 
 def _nearest_divisor(number: int, wanted: int) -> int:

@@ -6,6 +6,8 @@ value heads, R = H / G queries per key head, K head width, L layers.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,11 +17,21 @@ from jax.ad_checkpoint import checkpoint_name
 from nn import initializers
 from nn.layers.dropout import Dropout
 from nn.layers.position import alibi_slopes, rotate
-from nn.parallel import Layer, axis_index, axis_size, bound_axis, einsum, enter
+from nn.parallel import BATCH_AXES, Layer, axis_index, axis_size, bound_axis, einsum, enter
+from nn.parallel.collectives import local_slice, varying
+from nn.parallel.mesh import current_rules
+from nn.parallel.pattern import Pattern as Pattern
+from nn.parallel.pattern import attention_mask as attention_mask
+from nn.parallel.random import rows_here
+from nn.parallel.ring import Noise, Rows, block_attention
+from nn.parallel.sequence import columns
 from nn.parallel.tensor import einsum_parts
+from nn.parallel.ulysses import ulysses_attention
 from nn.parallel.weight import Initializer, Weight
 
 Table = tuple[jax.Array, jax.Array]  # cos and sin of the rotary embedding
+Segments = tuple[jax.Array | None, jax.Array | None]  # of queries (B, T) and of keys (B, S)
+ALL = Pattern()
 
 
 class Cache(struct.PyTreeNode):
@@ -43,39 +55,6 @@ class Cache(struct.PyTreeNode):
             return store.at[layer, rows, :, positions_BT].set(new.astype(store.dtype), mode="drop")
 
         return Cache(put(self.key, k_BTGK), put(self.value, v_BTGK))
-
-
-def attention_mask(
-    query_positions: jax.Array,
-    key_positions: jax.Array,
-    *,
-    causal: bool,
-    window: int = 0,
-    query_segments: jax.Array | None = None,
-    key_segments: jax.Array | None = None,
-) -> jax.Array | None:
-    """Which query may look at which key: bool (B or 1, 1, T, S), or None for "all".
-
-    positions: (B or 1, T) and (B or 1, S). window: a query sees itself and window - 1 positions
-    before it (Beltagy et al. 2020; on both sides when not causal); 0: no limit.
-    segments: documents of a packed row; a query sees its own only.
-    """
-    distance = query_positions[:, :, None] - key_positions[:, None, :]
-    allowed = []
-    if causal:
-        allowed.append(distance >= 0)
-    if window:
-        allowed.append(distance < window)
-        if not causal:
-            allowed.append(distance > -window)
-    if query_segments is not None and key_segments is not None:
-        allowed.append(query_segments[:, :, None] == key_segments[:, None, :])
-    if not allowed:
-        return None
-    mask = allowed[0]
-    for more in allowed[1:]:
-        mask = mask & more
-    return mask[:, None]
 
 
 def attend(
@@ -214,23 +193,29 @@ class Attention(Layer):
         self,
         x_BTD: jax.Array,
         positions_BT: jax.Array,
-        mask: jax.Array | None = None,
+        pattern: Pattern = ALL,
+        segments_BT: jax.Array | None = None,
         rotary: Table | None = None,
         memory_BSD: jax.Array | None = None,
+        memory_segments_BS: jax.Array | None = None,
         cache: Cache | None = None,
         layer: jax.Array | None = None,
-        causal: bool = False,
     ) -> tuple[jax.Array, Cache | None]:
         """Attend within x, or from x to `memory_BSD` (cross attention).
 
         positions_BT: of all the positions of the block (not of a sequence shard).
-        mask: see `attention_mask`; rotary: see `Rotary.table`; causal: see `attend`.
+        pattern: by the order of the columns; with a cache, by the positions.
+        segments_BT: documents; a query sees its own only. With a memory, those of its keys are
+          `memory_segments_BS` (both or none).
+        rotary: see `Rotary.table`.
         cache, layer: new keys and values are stored, and attention is over the whole store.
-        Returns (B, T, D) and the cache.
+        Returns (B, T, D) and the cache. Sows "attention", the weights, but not where `context`
+        splits the positions: there no shard has them all.
         """
         width = x_BTD.shape[-1]
         x_BTD = enter(x_BTD, "heads")
-        q, k, v = self._project(x_BTD, x_BTD if memory_BSD is None else memory_BSD)
+        source_BSD = x_BTD if memory_BSD is None else memory_BSD
+        q, k, v = self._project(x_BTD, source_BSD)
         if bound_axis("heads") and bound_axis("kv_heads", self.kv_heads) is None:
             k, v = _own_kv_heads(k, self.heads), _own_kv_heads(v, self.heads)
         if rotary is not None:
@@ -239,16 +224,18 @@ class Attention(Layer):
         if cache is not None:
             assert layer is not None
             cache = cache.write(layer, positions_BT, k, v)
-            k, v = cache.key[layer], cache.value[layer]
+        if memory_BSD is None:
+            memory_segments_BS = segments_BT
+        segments = (segments_BT, memory_segments_BS)
+        if cache is None and "context" in varying(source_BSD):
+            out = self._over_context(x_BTD, q, k, v, positions_BT, pattern, segments)
         else:
-            k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        bias = self._alibi(positions_BT, k.shape[2], cache) if self.alibi else None
-        drop = Dropout(self.dropout, ("batch", "heads", "sequence", None), self.train)
-        out, weights = attend(
-            q, k, v, mask, bias, drop if self.train and self.dropout else None, causal
-        )
+            if cache is None:
+                k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+            else:
+                k, v = cache.key[layer], cache.value[layer]
+            out = self._local(q, k, v, positions_BT, pattern, segments, cache)
         out = checkpoint_name(out, "attention")
-        self.sow("intermediates", "attention", weights)
         out_kernel = self.weight(
             "out_kernel",
             (self.heads, self.head_dim, width),
@@ -284,13 +271,79 @@ class Attention(Layer):
         k, v = _heads_of(memory_BSD, key, value)
         return _heads_of(x_BTD, query)[0], k, v
 
+    def _local(
+        self,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        positions_BT: jax.Array,
+        pattern: Pattern,
+        segments: Segments,
+        cache: Cache | None,
+    ) -> jax.Array:
+        """Attention where all keys are here, k and v (B, G, S, K)."""
+        stored_1S = jnp.arange(k.shape[2])[None]
+        # Within one row, order is that of the columns, whatever the positions say.
+        mask = attention_mask(
+            positions_BT if cache is not None else jnp.arange(q.shape[1])[None],
+            stored_1S,
+            causal=pattern.causal,
+            window=pattern.window,
+            query_segments=segments[0] if cache is None else None,
+            key_segments=segments[1] if cache is None else None,
+        )
+        bias = self._alibi(positions_BT, k.shape[2], cache) if self.alibi else None
+        drop = self._drop() if self.train and self.dropout else None
+        out, weights = attend(q, k, v, mask, bias, drop, pattern.causal and cache is None)
+        self.sow("intermediates", "attention", weights)
+        return out
+
+    def _over_context(
+        self,
+        x_BTD: jax.Array,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        positions_BT: jax.Array,
+        pattern: Pattern,
+        segments: Segments,
+    ) -> jax.Array:
+        """Attention where `context` splits the keys, k and v (B, S, G, K)."""
+        if "context" not in varying(x_BTD):
+            raise ValueError(
+                "cross attention: mesh.context splits the positions of the memory but not those "
+                "of the queries; gather the memory, or split both"
+            )
+        rows = [
+            Rows(columns(x.shape[1]), own, positions_BT if self.alibi else None)
+            for x, own in zip((q, k), segments, strict=True)
+        ]
+        options: dict[str, Any] = {}
+        if self.alibi:
+            options["slopes_H"] = self._slopes()
+        if self.train and self.dropout:
+            B, _, H, _ = q.shape
+            axis = bound_axis("heads") or ()
+            first = jnp.asarray(axis_index(axis) * H, jnp.uint32)
+            heads_H = first + jnp.arange(H, dtype=jnp.uint32)
+            numbers = rows_here(B, BATCH_AXES)[:, None] * jnp.uint32(self.heads) + heads_H[None]
+            options["noise"] = Noise(jax.random.key_data(self._drop().key()), numbers)
+            options["rate"] = self.dropout
+        if current_rules().attention == "ulysses":
+            return ulysses_attention(q, k, v, pattern, *rows, **options)
+        return block_attention(q, k, v, pattern, *rows, ring=True, **options)
+
+    def _drop(self) -> Dropout:
+        names = ("batch", "heads", "sequence", None)
+        return Dropout(self.dropout, names, self.train)
+
+    def _slopes(self) -> jax.Array:
+        """Of the linear biases of this shard's heads, (H,)."""
+        return local_slice(jnp.asarray(alibi_slopes(self.heads)), bound_axis("heads") or (), 0)
+
     def _alibi(self, positions_BT: jax.Array, keys: int, cache: Cache | None) -> jax.Array:
         """-slope * distance for this shard's heads, (B, H, T, S)."""
-        axis = bound_axis("heads")
-        slopes = jnp.asarray(alibi_slopes(self.heads))
-        if axis is not None:
-            own = self.heads // jax.lax.axis_size(axis)
-            slopes = jax.lax.dynamic_slice_in_dim(slopes, axis_index(axis) * own, own)
+        slopes = self._slopes()
         key_positions = positions_BT if cache is None else jnp.arange(keys)[None]
         distance = positions_BT[:, :, None] - key_positions[:, None, :]
         return -slopes[None, :, None, None] * jnp.abs(distance)[:, None].astype(jnp.float32)

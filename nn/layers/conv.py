@@ -18,7 +18,10 @@ import numpy as np
 from jax import lax
 
 from nn import initializers, names
-from nn.parallel import Layer, Weight, conv
+from nn.parallel import Layer, Weight, axis_size, conv
+from nn.parallel.collectives import pmean
+from nn.parallel.halo import window_input
+from nn.parallel.mesh import SEQUENCE_AXES
 from nn.parallel.weight import Initializer
 
 Padding = str | int | Sequence[int | tuple[int, int]]
@@ -58,6 +61,12 @@ def pad_amounts(
     return tuple((p, p) if isinstance(p, int) else (p[0], p[1]) for p in padding)
 
 
+def whole_sizes(x: jax.Array, split: bool) -> tuple[int, ...]:
+    """Spatial sizes of x (B, S..., C) over all shards; split: `context` splits the first."""
+    first = x.shape[1] * (axis_size("context") if split else 1)
+    return (first, *x.shape[2:-1])
+
+
 class Conv(Layer):
     """Convolution with a bias.
 
@@ -69,6 +78,7 @@ class Conv(Layer):
       output over tensor (column), ("channels", "conv_in") the input (row). With groups the input
       is split as the output is, and the name of the channels in is None.
     in_features: needed where x holds only a share of the channels; x.shape[-1] otherwise.
+    split: where there is `context`, it splits the first spatial dimension of x.
     """
 
     features: int
@@ -80,6 +90,7 @@ class Conv(Layer):
     names: tuple[str | None, str | None] = ("conv_in", "channels")
     bias: bool = True
     in_features: int | None = None
+    split: bool = False
     kernel_init: Initializer = initializers.he_normal(in_axes=-2, out_axes=-1)
     bias_init: Initializer = initializers.zeros
 
@@ -89,8 +100,9 @@ class Conv(Layer):
         rank = self._check(x)
         strides = per_dim(self.strides, rank, "strides")
         dilation = per_dim(self.dilation, rank, "dilation")
-        pads = pad_amounts(self.padding, x.shape[1:-1], self.kernel, strides, dilation)
-        y = conv(x, self._kernel(x), strides, pads, dilation, self.groups)
+        sizes = whole_sizes(x, self.split)
+        pads = pad_amounts(self.padding, sizes, self.kernel, strides, dilation)
+        y = conv(x, self._kernel(x), strides, pads, dilation, self.groups, over_context=self.split)
         return self._add_bias(y)
 
     def _check(self, x: jax.Array) -> int:
@@ -137,6 +149,8 @@ class ConvTranspose(Conv):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, S..., I) -> (B, S'..., O)."""
+        if self.split and axis_size("context") > 1:
+            raise ValueError(f"{self.name}: mesh.context cannot split a transposed convolution")
         rank = self._check(x)
         strides = per_dim(self.strides, rank, "strides")
         dilation = per_dim(self.dilation, rank, "dilation")
@@ -166,9 +180,16 @@ def max_pool(
     window: int | Sequence[int],
     strides: int | Sequence[int] | None = None,
     padding: Padding = "VALID",
+    split: bool = False,
 ) -> jax.Array:
-    """Largest element of each window; strides are the window by default. Padding never wins."""
-    sizes, steps, pads = _window(x, window, strides, padding)
+    """Largest element of each window; strides are the window by default. Padding never wins.
+
+    split: where there is `context`, it splits the first spatial dimension of x.
+    """
+    sizes, steps, pads = _window(x, window, strides, padding, split)
+    if split and axis_size("context") > 1:
+        x = window_input(x, 1, sizes[1], steps[1], pads[1], fill=-math.inf)
+        pads = (pads[0], (0, 0), *pads[2:])
     y = jnp.pad(x, pads, constant_values=-jnp.inf)
     # One dimension after the other, the last first: gradients of equal elements go to the first in
     # reading order, as with `reduce_window`, whose gradient is several times slower on CPUs.
@@ -192,27 +213,39 @@ def avg_pool(
     strides: int | Sequence[int] | None = None,
     padding: Padding = "VALID",
     count_include_pad: bool = True,
+    split: bool = False,
 ) -> jax.Array:
     """Mean of each window, in float32; strides are the window by default.
 
     count_include_pad: divide by the size of the window (PyTorch), else by the number of its
       elements that are not padding (TensorFlow).
+    split: where there is `context`, it splits the first spatial dimension of x.
     """
-    sizes, steps, pads = _window(x, window, strides, padding)
+    sizes, steps, pads = _window(x, window, strides, padding, split)
     wide = jnp.promote_types(x.dtype, jnp.float32)
     zero = np.zeros((), wide)
-    total = lax.reduce_window(x.astype(wide), zero, lax.add, sizes, steps, pads)
+    ones = jnp.ones((1, *x.shape[1:-1], 1), wide)
+    x_wide = x.astype(wide)
+    if split and axis_size("context") > 1:
+        x_wide, ones = (
+            window_input(part, 1, sizes[1], steps[1], pads[1]) for part in (x_wide, ones)
+        )
+        pads = (pads[0], (0, 0), *pads[2:])
+    total = lax.reduce_window(x_wide, zero, lax.add, sizes, steps, pads)
     count: jax.Array | int = math.prod(sizes)
     if not count_include_pad:
-        ones = jnp.ones((1, *x.shape[1:-1], 1), wide)
         count = lax.reduce_window(ones, zero, lax.add, sizes, steps, pads)
     return (total / count).astype(x.dtype)
 
 
 def global_avg_pool(x: jax.Array) -> jax.Array:
-    """Mean over all positions in float32 (Lin et al. 2014), (B, S..., C) -> (B, C)."""
+    """Mean over all positions in float32 (Lin et al. 2014), (B, S..., C) -> (B, C).
+
+    Where x varies over `context`, its positions are split over it.
+    """
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)), dtype=wide).astype(x.dtype)
+    mean = jnp.mean(x, axis=tuple(range(1, x.ndim - 1)), dtype=wide)
+    return pmean(mean, SEQUENCE_AXES).astype(x.dtype)
 
 
 def _window(
@@ -220,10 +253,11 @@ def _window(
     window: int | Sequence[int],
     strides: int | Sequence[int] | None,
     padding: Padding,
+    split: bool,
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, int], ...]]:
     """Window, strides and padding of every dimension of x (B, S..., C)."""
     rank = x.ndim - 2
     sizes = per_dim(window, rank, "window")
     steps = sizes if strides is None else per_dim(strides, rank, "strides")
-    pads = pad_amounts(padding, x.shape[1:-1], sizes, steps, (1,) * rank)
+    pads = pad_amounts(padding, whole_sizes(x, split), sizes, steps, (1,) * rank)
     return (1, *sizes, 1), (1, *steps, 1), ((0, 0), *pads, (0, 0))

@@ -54,12 +54,15 @@ class Dropout(nn.Module):
     names: tuple[str | None, ...]
     train: bool = False
 
+    def key(self) -> jax.Array:
+        """The key of the mask."""
+        return key_here(self.make_rng("dropout"))
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         if not self.train or self.rate == 0.0:
             return x
-        key = key_here(self.make_rng("dropout"))
         split = [split_axes(name) for name in self.names]
         places = [indices(name, size) for name, size in zip(self.names, x.shape, strict=True)]
-        keep = keep_mask(key, self.rate, x.shape, split, places)
+        keep = keep_mask(self.key(), self.rate, x.shape, split, places)
         return jnp.where(keep, x / (1.0 - self.rate), jnp.zeros((), x.dtype))

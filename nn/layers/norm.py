@@ -15,6 +15,9 @@ import jax.numpy as jnp
 from nn import initializers, names
 from nn.parallel import BATCH_AXES, Layer, axis_size, bound_axis
 from nn.parallel.collectives import pmean, shards
+from nn.parallel.mesh import SEQUENCE_AXES
+
+_MOMENT_AXES = (*BATCH_AXES, *SEQUENCE_AXES)  # examples, and positions where they are split
 
 
 def _scale_and_bias(
@@ -84,8 +87,8 @@ class GroupNorm(Layer):
             )
         groups = self.groups // shards
         h = x.astype(jnp.float32).reshape(x.shape[0], -1, groups, x.shape[-1] // groups)
-        h = h - jnp.mean(h, axis=(1, 3), keepdims=True)
-        h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=(1, 3), keepdims=True) + self.eps)
+        h = h - _over_positions(h)
+        h = h * jax.lax.rsqrt(_over_positions(h * h) + self.eps)
         h = h.reshape(x.shape)
         return _scale_and_bias(self, h, channels, self.split, True, True).astype(x.dtype)
 
@@ -117,7 +120,7 @@ class BatchNorm(Layer):
         else:
             mean, var = self._moments(x, running_mean.value)
             if not self.is_initializing():
-                count = x.size // x.shape[-1] * shards(x, BATCH_AXES)
+                count = x.size // x.shape[-1] * shards(x, _MOMENT_AXES)
                 seen = var * (count / max(count - 1, 1)) if self.unbiased else var
                 keep = self.momentum
                 running_mean.value = keep * running_mean.value + (1 - keep) * mean
@@ -138,13 +141,18 @@ class BatchNorm(Layer):
         dims = tuple(range(x.ndim - 1))
         h = _wide(x) - shift.reshape((1,) * len(dims) + (-1,))
         moments = jnp.stack([jnp.mean(h, axis=dims), jnp.mean(jnp.square(h), axis=dims)])
-        first, second = pmean(moments, BATCH_AXES)
+        first, second = pmean(moments, _MOMENT_AXES)
         return first + shift, jnp.maximum(second - jnp.square(first), 0.0)
 
 
 def _wide(x: jax.Array) -> jax.Array:
     """Half precision to float32."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _over_positions(h: jax.Array) -> jax.Array:
+    """Mean over positions, of all shards where they are split, and the channels of a group."""
+    return pmean(jnp.mean(h, axis=(1, 3), keepdims=True), SEQUENCE_AXES)
 
 
 def _axes(split: str | None) -> tuple[str, ...]:

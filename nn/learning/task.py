@@ -56,8 +56,11 @@ class Task:
         }
 
     def is_sequence(self, name: str) -> bool:
-        """Whether dimension 1 of this entry of a batch is positions of a sequence."""
-        return name in self.objective.SEQUENCE
+        """Whether dimension 1 of this entry of a batch is what `context` splits.
+
+        Positions of a sequence, by the objective, or a dimension of space, by the model.
+        """
+        return name in (*self.objective.SEQUENCE, *getattr(self.model, "SEQUENCE", ()))
 
     def arrange(self, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The batch with its positions in the order in which the mesh holds them."""

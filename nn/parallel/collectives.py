@@ -103,11 +103,11 @@ def psum_scatter(x: jax.Array, axis: str, dim: int) -> jax.Array:
     return lax.psum_scatter(vary(x, [axis]), axis, scatter_dimension=dim, tiled=True)
 
 
-def all_to_all(x: jax.Array, axis: str) -> jax.Array:
-    """Send the j-th of n equal parts of dimension 0 to shard j; lay end to end what comes."""
+def all_to_all(x: jax.Array, axis: str, split: int = 0, concat: int = 0) -> jax.Array:
+    """Cut dimension `split` into one piece per shard, and join those received along `concat`."""
     if not bound([axis]):
         return x
-    return lax.all_to_all(vary(x, [axis]), axis, split_axis=0, concat_axis=0, tiled=True)
+    return lax.all_to_all(vary(x, [axis]), axis, split, concat, tiled=True)
 
 
 def local_slice(x: jax.Array, axes: str | Sequence[str], dim: int) -> jax.Array:

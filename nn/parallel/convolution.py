@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nn.parallel import collectives
+from nn.parallel import collectives, halo
 from nn.parallel.weight import Weight, bound_axis
 
 Pairs = Sequence[tuple[int, int]]  # (before, after) of each spatial dimension
@@ -33,6 +33,7 @@ def conv(
     dilation: Sequence[int],
     groups: int = 1,
     input_dilation: Sequence[int] | None = None,
+    over_context: bool = False,
 ) -> jax.Array:
     """Cross-correlation of x (B, S..., I) with a kernel (K..., I / groups, O) that may be split.
 
@@ -42,6 +43,8 @@ def conv(
       weight: fsdp dimensions are gathered; split input channels are summed over.
       groups: of the whole convolution; split output channels split the groups too.
       input_dilation: zeros between elements of x, plus one (transposed convolution).
+      over_context: `context` splits the first spatial dimension; borders come from the neighbours.
+        Padding is that of the whole.
     Returns:
       (B, S'..., O), S' = (d_in (S - 1) + 1 + padding - d (K - 1) - 1) // s + 1.
     Raises:
@@ -58,6 +61,9 @@ def conv(
                 f"{groups} groups of channels do not divide over mesh.{split}={shards}"
             )
         groups //= shards
+    if over_context and collectives.bound(["context"]):
+        x = halo.window_input(x, 1, kernel.shape[0], strides[0], padding[0], dilation[0])
+        padding = ((0, 0), *padding[1:])
     y = None
     if groups == 1 and input_dilation is None:
         y = _by_taps(x, kernel, strides, padding, dilation)

@@ -91,11 +91,25 @@ def positional_bits(
             column = index
         else:
             row = row * jnp.uint32(size * collectives.axis_size(axes)) + index
-    axes_held = {axis for axes in split for axis in axes}
-    words = [jax.random.key_data(key)[i] for i in (0, 1)] + [row, column]
-    words = [collectives.vary(jnp.broadcast_to(w, shape), axes_held) for w in words]
-    high, low = threefry2x32_p.bind(*words)
+    row = collectives.vary(row, {axis for axes in split for axis in axes})
+    return bits_at(jax.random.key_data(key), row, column)
+
+
+def bits_at(key_data: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
+    """The uint32 bits of elements by their global row and column, two arrays that broadcast.
+
+    Of an array of several dimensions the last is the column, and the others number the rows.
+    """
+    shape = jnp.broadcast_shapes(row.shape, column.shape)
+    words = [jnp.broadcast_to(word, shape) for word in (key_data[0], key_data[1], row, column)]
+    held = {axis for word in words for axis in collectives.varying(word)}
+    high, low = threefry2x32_p.bind(*(collectives.vary(word, held) for word in words))
     return high ^ low
+
+
+def kept(bits: jax.Array, rate: float) -> jax.Array:
+    """False with probability `rate`."""
+    return bits >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
 def keep_mask(
@@ -106,5 +120,4 @@ def keep_mask(
     indices: Sequence[jax.Array | None] | None = None,
 ) -> jax.Array:
     """Boolean mask that is False with probability `rate`; arguments as in `positional_bits`."""
-    bits = positional_bits(key, shape, split, indices)
-    return bits >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
+    return kept(positional_bits(key, shape, split, indices), rate)

@@ -37,9 +37,10 @@ def order(length: int, shards: int, layout: str) -> np.ndarray:
     return np.concatenate([pieces[[i, parts - 1 - i]].reshape(-1) for i in range(shards)])
 
 
-def columns(size: int) -> jax.Array:
-    """Global positions of the `size` that this shard of `context` holds, (size,) int32."""
-    shards, shard = collectives.axis_size("context"), collectives.axis_index("context")
+def columns(size: int, shard: jax.Array | int | None = None) -> jax.Array:
+    """Global positions of the `size` that this (or another) shard of `context` holds, (size,)."""
+    shards = collectives.axis_size("context")
+    shard = collectives.axis_index("context") if shard is None else shard
     local = jnp.arange(size, dtype=jnp.int32)
     if shards == 1 or current_rules().layout == "contiguous":
         return shard * size + local
@@ -47,3 +48,13 @@ def columns(size: int) -> jax.Array:
     low = shard * half + local[:half]
     high = (2 * shards - 1 - shard) * half + local[: size - half]
     return jnp.concatenate([low, high])
+
+
+def need_order(what: str) -> None:
+    """ValueError where the positions of a shard of `context` do not follow one another."""
+    layout = current_rules().layout
+    if collectives.axis_size("context") > 1 and layout != "contiguous":
+        raise ValueError(
+            f"{what} needs them in order, and mesh.attention='ring' lays them out in {layout}; "
+            "nearest: mesh.attention='ulysses'"
+        )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nn.layers.attention import Attention, attention_mask
+from nn.layers.attention import Attention, Pattern
 from nn.layers.position import alibi_slopes
 from tests.golden_store import Record
 from tests.vjp import values_and_gradients
@@ -32,18 +32,12 @@ def layer(name: str, about: Any, segments: jax.Array) -> Callable[..., jax.Array
             alibi="alibi" in name,
         )
         positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-        mask = None
+        pattern, known = Pattern(), None
         if name not in ("full", "cross"):
+            pattern = Pattern(True, about["window"] if "window" in name else 0)
             known = segments if "segments" in name else None
-            mask = attention_mask(
-                positions,
-                positions,
-                causal=True,
-                window=about["window"] if "window" in name else 0,
-                query_segments=known,
-                key_segments=known,
-            )
-        return made.apply({"params": weights}, x, positions, mask, memory_BSD=memory)[0]
+        variables = {"params": weights}
+        return made.apply(variables, x, positions, pattern, known, memory_BSD=memory)[0]
 
     return apply
 

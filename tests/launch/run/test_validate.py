@@ -50,7 +50,7 @@ EDGES = {
     "optimizer.decay_mask": [("all", "kernel")],
     "precision.policy": [("bfloat16_params", "bf16")],
     "mesh.schedule": [("gpipe", "gpip")],
-    "mesh.attention": [("auto", "rings")],
+    "mesh.attention": [("ulysses", "ulises")],
     "mesh.dispatch": [("auto", "al_to_all")],
     "mesh.reduce_dtype": [("bfloat16", "float16")],
     "mesh.rules": [("mlp=fsdp", "mlp=fsdb"), ("embed=", "embd=")],
