@@ -15,15 +15,19 @@ _BEFORE: dict[str, str] = json.loads(
 
 DEVICES = 8
 
+
+def simulate(devices: int) -> None:
+    """So many CPU devices, when JAX starts."""
+    flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]
+    flags.append(f"--xla_force_host_platform_device_count={devices}")
+    os.environ["XLA_FLAGS"] = " ".join(flags)
+    # With as many threads as two cores have, a collective among eight devices can deadlock.
+    os.environ["NPROC"] = str(2 * devices)
+
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        *(f for f in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in f),
-        f"--xla_force_host_platform_device_count={DEVICES}",
-    ]
-)
-# Threads for the devices: with as many as two cores have, a collective among eight can deadlock.
-os.environ["NPROC"] = "16"
+os.environ.setdefault("XLA_FLAGS", "")
+simulate(DEVICES)
 # An array that silently gains dimensions to fit another is most often a bug.
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Tests compile far more than they run.

@@ -69,16 +69,21 @@ def batch_of(name: str, config: Any) -> dict[str, np.ndarray]:
 
 
 def make_rule(
-    name: str, config: Any, sizes: dict[str, int], rules: parallel.Rules, **options: Any
+    name: str,
+    config: Any,
+    sizes: dict[str, int],
+    rules: parallel.Rules,
+    optimizer: optax.GradientTransformation | None = None,
+    **options: Any,
 ) -> backprop.Rule:
-    """A backprop rule on the first devices that the mesh needs."""
+    """A backprop rule, by AdamW if nothing else is said, on the first devices the mesh needs."""
     count = int(np.prod(list(sizes.values()))) if sizes else 1
     task = Task(
         model=family(name).Model(config),
         example=family(name).example(config, 2),
         objective=objective_of(name),
         objective_config=objective_of(name).Config(),
-        optimizer=optax.adamw(1e-3),
+        optimizer=optax.adamw(1e-3) if optimizer is None else optimizer,
         mesh=parallel.make_mesh(sizes, jax.devices()[:count]),
         rules=rules,
     )

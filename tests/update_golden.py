@@ -1,10 +1,11 @@
-"""Write golden files anew: `python -m tests.update_golden configs losses`.
+"""Write golden files anew: `python -m tests.update_golden configs losses collectives`.
 
 Look at the difference before you commit it: it shows whom a change of a default touches.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,26 @@ def losses() -> dict[str, str]:
     return {f"losses/{name}.json": golden_runs.text(name) for name in golden_runs.RUNS}
 
 
-KINDS: dict[str, Callable[[], dict[str, str]]] = {"configs": configs, "losses": losses}
+def collectives() -> dict[str, str]:
+    """How many collectives the step of every family asks for on every mesh."""
+    from tests import conftest, matrix
+
+    assert conftest.DEVICES == 8
+    import jax
+
+    steps: dict[str, dict[str, dict[str, int]]] = {}
+    for name, mesh in matrix.runs():
+        steps.setdefault(name, {})[mesh] = matrix.counts(matrix.trace(name, mesh)[0])
+    version = ".".join(jax.__version__.split(".")[:2])
+    text = json.dumps({"jax": version, "steps": steps}, indent=1) + "\n"
+    return {"collectives/steps.json": text}
+
+
+KINDS: dict[str, Callable[[], dict[str, str]]] = {
+    "configs": configs,
+    "losses": losses,
+    "collectives": collectives,
+}
 
 
 def update(kind: str, root: Path = GOLDEN) -> list[Path]:

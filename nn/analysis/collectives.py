@@ -52,7 +52,11 @@ def count(fn: Callable[..., Any], *args: Any) -> dict[Kind, Traffic]:
     The body of a while loop, whose trip count is unknown, counts once; of the branches of a
     conditional all count.
     """
-    jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
+    return count_jaxpr(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def count_jaxpr(jaxpr: Any) -> dict[Kind, Traffic]:
+    """`count` of a function that is traced already."""
     counts: collections.Counter[Kind] = collections.Counter()
     sizes: collections.Counter[Kind] = collections.Counter()
     for eqn, times in _equations(jaxpr, 1):
