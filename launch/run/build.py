@@ -26,14 +26,20 @@ class Run:
     rate: optax.Schedule
 
 
-def build(config: FrozenConfigDict, devices: list[jax.Device] | None = None) -> Run:
+def build(
+    config: FrozenConfigDict,
+    devices: list[jax.Device] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Run:
     """Mesh, model, objective, optimizer and learning rule; nothing is computed yet.
 
+    mesh: in place of the config's; an abstract one will do for all that only traces.
     Raises:
       ValueError: a mesh that does not match the devices, a weight that the mesh does not divide,
         a batch that it does not divide; one line that names values and the nearest valid choice.
     """
-    mesh = parallel.make_mesh({axis: config.mesh[axis] for axis in parallel.AXES}, devices)
+    if mesh is None:
+        mesh = parallel.make_mesh({axis: config.mesh[axis] for axis in parallel.AXES}, devices)
     rules = parallel.parse_rules(
         config.mesh.rules,
         config.mesh.sequence_parallel,
@@ -62,11 +68,12 @@ def build(config: FrozenConfigDict, devices: list[jax.Device] | None = None) -> 
     task = dataclasses.replace(task, optimizer=transform)
     rule = resolve.module("rule", config.rule.name).Rule(configs.section(config, "rule"), task)
     task.variable_specs()  # refuses sizes that the mesh does not divide
-    _check_batch(config, mesh)
+    check_batch(config, mesh)
     return Run(config, rule, rate)
 
 
-def _check_batch(config: FrozenConfigDict, mesh: jax.sharding.Mesh) -> None:
+def check_batch(config: FrozenConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """ValueError where the mesh does not divide the batch, or sequence parallelism its rows."""
     shards = 1
     for axis in parallel.BATCH_AXES:
         shards *= mesh.shape[axis]

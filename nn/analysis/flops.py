@@ -171,6 +171,11 @@ def mfu(
     return Utilization(work / (seconds * devices * peak), attention, peak)
 
 
+def of_equation(eqn: Any, scope: str) -> Flops:
+    """FLOPs of one equation of a jaxpr; scope: the name scopes that enclose it."""
+    return _equation(eqn, [False] * len(eqn.invars), scope).clean
+
+
 @dataclasses.dataclass
 class _Found:
     """Work that does not depend on a marked input, work that does, and which results do."""
