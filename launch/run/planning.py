@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -72,11 +72,9 @@ class Planner:
     """Estimates for one config on one machine."""
 
     def __init__(self, config: FrozenConfigDict, machine: Machine, devices: int) -> None:
-        """machine: of devices; what `build` refuses on one device is refused here."""
         self.config, self.machine, self.devices = config, machine, devices
         one: Any = meshes.abstract(dict.fromkeys(parallel.AXES, 1))
-        whole = config.copy_and_resolve_references()
-        rule = build(whole, mesh=one).rule
+        rule = build(config, mesh=one).rule
         named = jax.eval_shape(lambda: rule.task.variables(0))
         fields = {f.name: getattr(rule.task, f.name) for f in dataclasses.fields(Task)}
         self.task = KnownTask(**fields, named=named)
@@ -86,6 +84,7 @@ class Planner:
         self.judge = meshes.Judge(config, self.task, named)
         self.needed = model_flops(self.rule, self.state, self.batch, config)
         self.traced: dict[Group, Traced] = {}
+        self.specs: dict[str, Any] = {}
 
     def on(self, sizes: Sizes) -> Any:
         """The learning rule on a mesh."""
@@ -101,7 +100,11 @@ class Planner:
     def state_bytes(self, sizes: Sizes) -> dict[str, int]:
         """Of a device, exactly: parameters, optimizer state, the rest of the state, the batch."""
         rule = self.on(sizes)
-        specs = rule.state_specs()
+        # Which axes split what does not depend on their sizes, unless a weight is held whole.
+        pattern = str(rule.task.variable_specs())
+        if pattern not in self.specs:
+            self.specs[pattern] = rule.state_specs()
+        specs = self.specs[pattern]
         kinds = {
             "parameters": local_bytes(self.state.params, specs.params, sizes),
             "optimizer state": local_bytes(self.state.opt_state, specs.opt_state, sizes),
@@ -160,12 +163,10 @@ def rescaled(traced: Traced, sizes: Sizes) -> plan.Demand:
 
     Sums of gradients over data are of shares of the weights.
     """
-    if "fsdp" not in traced.mesh or sizes == traced.mesh:
-        return traced.demand
     factor = traced.mesh["fsdp"] / sizes["fsdp"]
-    sent = type(traced.demand.sent)()
+    sent: dict[tuple[str, tuple[str, ...]], float] = {}
     for (kind, axes), size in traced.demand.sent.items():
-        sent[kind, axes] = size * factor if axes == ("data",) else size
+        sent[kind, axes] = size * (factor if "data" in axes and "fsdp" not in axes else 1)
     return plan.Demand(traced.demand.work, sent)
 
 
@@ -196,7 +197,9 @@ def abstract_batch(config: FrozenConfigDict, task: Task) -> dict[str, jax.ShapeD
     """Shapes of a training batch as the config alone tells them; no data set is opened."""
     rows, data = config.data.batch_size, config.data
     if task.objective.SEQUENCE:
-        kinds = {name: jnp.float32 if name == "mask" else jnp.int32 for name in task.objective.SEQUENCE}
+        kinds = {
+            name: jnp.float32 if name == "mask" else jnp.int32 for name in task.objective.SEQUENCE
+        }
         shape = (rows, data.sequence_length)
         return {name: jax.ShapeDtypeStruct(shape, kind) for name, kind in kinds.items()}
     inner = task.example[0].shape[1:]
@@ -207,7 +210,9 @@ def abstract_batch(config: FrozenConfigDict, task: Task) -> dict[str, jax.ShapeD
         "mask": jax.ShapeDtypeStruct((rows,), jnp.float32),
     }
     if config.objective.name == "regress":
-        outputs = jax.eval_shape(lambda: task.model.init_with_output(jax.random.key(0), *task.example))
+        outputs = jax.eval_shape(
+            lambda: task.model.init_with_output(jax.random.key(0), *task.example)
+        )
         return batch | {"targets": jax.ShapeDtypeStruct((rows, *outputs[0].shape[1:]), jnp.float32)}
     return batch | {"labels": jax.ShapeDtypeStruct((rows,), jnp.int32)}
 
@@ -261,7 +266,6 @@ def search(planner: Planner, programs: int) -> Plan:
     It ends after `programs` traces, and before when twice as many devices to an example were slower
     throughout.
     """
-    closed = planner.judge.closed
     valid: dict[Group, list[Sizes]] = {}
     refused: list[str] = []
     for sizes in meshes.splits(planner.devices, planner.judge.axes):
@@ -272,9 +276,8 @@ def search(planner: Planner, programs: int) -> Plan:
             valid.setdefault(group(sizes), []).append(sizes)
         else:
             refused.append(why)
-    del closed
     fitting: list[Estimate] = []
-    slower, best, level = 0, math.inf, 0
+    slower, best, level = 0, math.inf, 1
     order = sorted(valid, key=lambda key: (meshes.degree(valid[key][0]), key))
     for number, key in enumerate(order):
         here = meshes.degree(valid[key][0])
@@ -282,37 +285,48 @@ def search(planner: Planner, programs: int) -> Plan:
             left = sum(len(valid[k]) for k in order[number:])
             return Plan(_ranked(fitting), refused, left, len(planner.traced))
         before = best
-        for sizes, outcome in _outcomes(planner, valid[key]):
+        for outcome in _outcomes(planner, valid[key]):
             if isinstance(outcome, str):
                 refused.append(outcome)
             else:
                 fitting.append(outcome)
                 best = min(best, outcome.prediction.step)
-            del sizes
         slower = 0 if best < before else slower + (best < math.inf)
         level = here
     return Plan(_ranked(fitting), refused, 0, len(planner.traced))
 
 
-def _outcomes(planner: Planner, group_: Iterable[Sizes]) -> Iterable[tuple[Sizes, Estimate | str]]:
-    for sizes in group_:
+def only(planner: Planner, sizes: Sizes) -> Plan:
+    """The estimate of one mesh. Raises ValueError where the config does not run on it."""
+    why = planner.judge.refusal(sizes)
+    if why is not None:
+        raise ValueError(f"mesh {meshes.as_text(sizes)}: {why}")
+    found = planner.estimate(sizes)
+    fits = found.bytes <= planner.machine.memory
+    return Plan([found], [] if fits else [f"has no room: {found.bytes} bytes"], 0, 1)
+
+
+def _outcomes(planner: Planner, wanted: Iterable[Sizes]) -> Iterator[Estimate | str]:
+    for sizes in wanted:
         try:
             found = planner.estimate(sizes)
         except ValueError as error:
-            yield sizes, str(error)
+            yield str(error)
             continue
         fits = found.bytes <= planner.machine.memory
-        yield sizes, found if fits else "have no room for activations"
+        yield found if fits else "have no room for activations"
 
 
 def _ranked(found: list[Estimate]) -> list[Estimate]:
     """By time; of equals, the one with fewer axes and less memory."""
+
     def key(e: Estimate) -> tuple[float, int, int]:
         return round(e.prediction.step, 6), sum(n > 1 for n in e.mesh.values()), e.bytes
+
     return sorted(found, key=key)
 
 
-def machine(chip: Chip, devices: int, dtype: Any) -> Machine:
+def machine(chip: Chip, devices: int) -> Machine:
     """A number of JAX devices of a chip, as near a cube of them as their number allows."""
     peaks = {name: chip.peak(name) for name in ("bfloat16", "float16", "float32")}
     chips = max(devices // chip.devices, 1)
@@ -325,7 +339,6 @@ def machine(chip: Chip, devices: int, dtype: Any) -> Machine:
         outside=None if chip.network_bandwidth is None else chip.network_bandwidth / chip.devices,
         wraps=4 if chip.torus == 3 else 16,
     )
-    del dtype
     return Machine(
         {name: peak for name, peak in peaks.items() if peak},
         chip.memory_bandwidth / chip.devices,

@@ -63,7 +63,8 @@ class Storage:
         self.stored: set[Value] = set(program.ins)
         for op in program.ops:
             if op.name in VIEWS:
-                self.base.update({op.outs[0]: self.origin(v) for v in op.ins[:1]})
+                if op.ins:
+                    self.base[op.outs[0]] = self.origin(op.ins[0])
                 continue
             if op.name not in FUSED:
                 self.stored.update(op.outs)
@@ -129,10 +130,8 @@ def _worst(
 
 
 def _last_reads(program: Program, storage: Storage) -> dict[Value, int]:
-    """The number of the last operation that reads each stored value; results are read at the end."""
-    last = {
-        source: index for index, op in enumerate(program.ops) for source in storage.sources(op)
-    }
+    """The number of the last operation that reads each stored value; results: of the end."""
+    last = {source: index for index, op in enumerate(program.ops) for source in storage.sources(op)}
     ends = [storage.origin(v) for v in program.outs if v is not None]
     return last | dict.fromkeys(ends, len(program.ops))
 

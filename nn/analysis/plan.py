@@ -79,7 +79,7 @@ class Demand:
     """
 
     work: dict[str, list[tuple[float, float]]]
-    sent: collections.Counter[tuple[str, tuple[str, ...]]]
+    sent: dict[tuple[str, tuple[str, ...]], float]
 
     @property
     def flops(self) -> float:
@@ -93,7 +93,7 @@ class Demand:
 
 def demand(program: Program) -> Demand:
     """What the program of one device asks for."""
-    found = Demand(collections.defaultdict(list), collections.Counter())
+    found = Demand(collections.defaultdict(list), collections.defaultdict(float))
     _add(found, program, 1, program.outs)
     return found
 
@@ -128,7 +128,9 @@ def _add_sent(found: Demand, op: Op, times: int) -> None:
     found.sent[kind, axes] += times * sum(v.bytes for v in whole)
 
 
-def seconds(kind: str, axes: Sequence[str], size: float, mesh: Mapping[str, int], links: Links) -> float:
+def seconds(
+    kind: str, axes: Sequence[str], size: float, mesh: Mapping[str, int], links: Links
+) -> float:
     """Time of a collective of `size` bytes: those gathered, summed or passed on by a device.
 
     Args:
@@ -209,11 +211,11 @@ def predict(
         if not time:
             continue
         terms[name] = (terms[name] if name in terms else 0.0) + time
-        if HIDDEN >= set(name.split("+")):
+        if set(name.split("+")) <= HIDDEN:
             hidden += time
         else:
             exposed += time
-    beside = [name for name in terms if HIDDEN >= set(name.split("+"))]
+    beside = [name for name in terms if set(name.split("+")) <= HIDDEN]
     waits = [name for name in terms if name not in beside]
     of = beside if hidden > busy and hidden > exposed else waits
     return Prediction(max(busy, hidden) + exposed, terms, max(of, key=terms.__getitem__))

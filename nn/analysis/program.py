@@ -110,7 +110,10 @@ def _inline(jaxpr: Any, known: dict[Any, Value], ops: list[Op], scope: str) -> N
 
 def _called(eqn: Any) -> Any:
     """The jaxpr that the equation only calls, or None."""
-    if eqn.primitive.name in (*LOOPS, "cond", "pallas_call") or eqn.primitive.name in flops.COMBINERS:
+    if (
+        eqn.primitive.name in (*LOOPS, "cond", "pallas_call")
+        or eqn.primitive.name in flops.COMBINERS
+    ):
         return None
     bodies = list(flops.jaxprs(eqn.params))
     fits = len(bodies) == 1 and len(bodies[0].invars) == len(eqn.invars)
