@@ -30,6 +30,14 @@ FUSED = work.ARITHMETIC | {
     *("dynamic_slice", "iota", "pad", "reduce_precision", "rev", "slice", "split"),
     *("random_bits", "random_fold_in", "random_wrap", "random_unwrap", "threefry2x32"),
 }
+# Fused work that is stored when several read it, rather than done for each of them.
+DEAR = frozenset(
+    (
+        *("atan2", "cbrt", "cos", "cosh", "digamma", "div", "erf", "erf_inv", "erfc", "exp"),
+        *("exp2", "expm1", "integer_pow", "lgamma", "log", "log1p", "logistic", "pow", "rem"),
+        *("rsqrt", "sin", "sinh", "sqrt", "tan", "tanh", "threefry2x32"),
+    )
+)
 # Store their result but fuse what they read.
 READERS = FUSED | work.REDUCTIONS | work.SCATTERS | {"dynamic_update_slice", "gather", "scatter"}
 # Change their first operand in place.
@@ -61,16 +69,21 @@ class Storage:
     def __init__(self, program: Program, wanted: Iterable[Value]) -> None:
         self.base: dict[Value, Value] = {}  # of a view, what it is a view of
         self.stored: set[Value] = set(program.ins)
+        readers: collections.Counter[Value] = collections.Counter()
         for op in program.ops:
             if op.name in VIEWS:
                 if op.ins:
                     self.base[op.outs[0]] = self.origin(op.ins[0])
                 continue
+            for value in set(map(self.origin, op.ins)):
+                readers[value] += 1
             if op.name not in FUSED:
                 self.stored.update(op.outs)
             if op.name not in READERS:
                 self.stored.update(map(self.origin, op.ins))
         self.stored.update(map(self.origin, wanted))
+        dear = (op for op in program.ops if op.name in DEAR)
+        self.stored.update(out for op in dear for out in op.outs if readers[out] > 1)
         # Stored values that each value comes from, and how many bytes of each are read.
         self.reads: dict[Value, dict[Value, int]] = {v: {v: v.bytes} for v in program.ins}
         for op in program.ops:
