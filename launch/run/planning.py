@@ -8,6 +8,7 @@ serves all meshes that agree in the other axes (`Group`), and the shares are cou
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -164,9 +165,12 @@ def rescaled(traced: Traced, sizes: Sizes) -> plan.Demand:
     Sums of gradients over data are of shares of the weights.
     """
     factor = traced.mesh["fsdp"] / sizes["fsdp"]
-    sent: dict[tuple[str, tuple[str, ...]], float] = {}
+    sent: dict[tuple[str, tuple[str, ...]], float] = collections.defaultdict(float)
     for (kind, axes), size in traced.demand.sent.items():
-        sent[kind, axes] = size * (factor if "data" in axes and "fsdp" not in axes else 1)
+        present = tuple(axis for axis in axes if sizes[axis] > 1)
+        if present:
+            of_share = "data" in axes and "fsdp" not in axes
+            sent[kind, present] += size * (factor if of_share else 1)
     return plan.Demand(traced.demand.work, sent)
 
 
@@ -281,7 +285,8 @@ def search(planner: Planner, programs: int) -> Plan:
     order = sorted(valid, key=lambda key: (meshes.degree(valid[key][0]), key))
     for number, key in enumerate(order):
         here = meshes.degree(valid[key][0])
-        if len(planner.traced) >= programs or (here > level and slower >= 2):
+        spent = key not in planner.traced and len(planner.traced) >= programs
+        if spent or (here > level and slower >= 2):
             left = sum(len(valid[k]) for k in order[number:])
             return Plan(_ranked(fitting), refused, left, len(planner.traced))
         before = best
@@ -318,10 +323,10 @@ def _outcomes(planner: Planner, wanted: Iterable[Sizes]) -> Iterator[Estimate | 
 
 
 def _ranked(found: list[Estimate]) -> list[Estimate]:
-    """By time; of equals, the one with fewer axes and less memory."""
+    """By time to three digits; of equals, the one with fewer axes and less memory first."""
 
     def key(e: Estimate) -> tuple[float, int, int]:
-        return round(e.prediction.step, 6), sum(n > 1 for n in e.mesh.values()), e.bytes
+        return float(f"{e.prediction.step:.3g}"), sum(n > 1 for n in e.mesh.values()), e.bytes
 
     return sorted(found, key=key)
 
