@@ -5,6 +5,8 @@ A model of what XLA does:
   a loop or the caller wants it as an array; what a fused value is computed from lives until then;
 - an elementwise result may take the place of an operand that is read for the last time, the state
   of a loop that of its initial value;
+- collectives of fsdp run ahead and behind: within a loop, all gathered weights of an iteration and
+  all gradients that are still to be scattered are there at once;
 - what a loop stacks is there, whole, from its start; the order of operations is the jaxpr's.
 """
 
@@ -174,7 +176,21 @@ def _body(op: Op, body: Program) -> dict[str, int]:
     results = body.outs[: op.carry] if loop else body.outs
     kept = Program(body.ins, body.ops, results)
     storage = Storage(kept, [v for v in results if v is not None])
-    worst = _worst(kept, storage, set(body.ins) - set(state), state)
+    flying = _in_flight(kept, storage) if loop else set()
+    worst = _worst(kept, storage, (set(body.ins) - set(state)) | flying, state)
+    worst[GATHERED] += sum(v.bytes for v in flying)
     if loop:
         worst[WORKING] -= sum(v.bytes for v in state)
     return worst
+
+
+def _in_flight(program: Program, storage: Storage) -> set[Value]:
+    """Weights that fsdp gathers and gradients that it scatters, all of an iteration."""
+    found: set[Value] = set()
+    for op in program.ops:
+        if "fsdp" in str(op.eqn.params["axis_name"] if "axis_name" in op.eqn.params else ""):
+            if op.name in GATHERS:
+                found.update(op.outs)
+            elif op.name == "reduce_scatter":
+                found.update(map(storage.origin, op.ins))
+    return found

@@ -70,6 +70,17 @@ def test_kept_activations_are_about_what_the_compiler_allocates(mesh: dict[str, 
     assert predicted == pytest.approx(compiled(plan, mesh).temp_size_in_bytes, rel=0.2)
 
 
+def test_memory_of_blocks_computed_again_grows_with_the_batch_as_compiled() -> None:
+    """XLA on CPUs also keeps operands of the products in a second layout, hence the wide bounds."""
+    mesh, predicted, found = sizes(fsdp=8), [], []
+    for rows in (64, 128):
+        plan = planner("data.sequence_length=64", f"data.batch_size={rows}")
+        memory = plan.estimate(mesh).memory
+        predicted.append(sum(memory.values()) - sum(plan.state_bytes(mesh).values()))
+        found.append(compiled(plan, mesh).temp_size_in_bytes)
+    assert 0.5 < (predicted[1] - predicted[0]) / (found[1] - found[0]) < 1.1
+
+
 def test_all_meshes_that_build_accepts_are_found_and_no_other() -> None:
     plan = planner()
     accepted = 0
@@ -173,8 +184,8 @@ def test_the_command_prints_a_ranking_and_writes_it(
     assert best["memory_total"] == sum(best["memory"].values())
     assert best["binding"] in best["seconds"]
     assert "python -m launch.compile --config=experiments/llama3.py:8b --topology=h200:1x8" in text
-    assert "ruled out" in text
     assert "assumptions" in text
+    assert result["fitting"] == len(result["meshes"])
 
 
 def test_only_the_mesh_of_the_config(capsys: pytest.CaptureFixture[str]) -> None:
