@@ -31,14 +31,20 @@ class Run:
     notes: tuple[str, ...] = ()
 
 
-def build(config: FrozenConfigDict, devices: list[jax.Device] | None = None) -> Run:
+def build(
+    config: FrozenConfigDict,
+    devices: list[jax.Device] | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Run:
     """Mesh, model, objective, optimizer and learning rule; nothing is computed yet.
 
+    mesh: in place of the config's; an abstract one will do for all that only traces.
     Raises:
       ValueError: a mesh that does not match the devices, a weight that the mesh does not divide,
         a batch that it does not divide; one line that names values and the nearest valid choice.
     """
-    mesh = _mesh(config, devices)
+    if mesh is None:
+        mesh = _mesh(config, devices)
     family = resolve.module("model", config.model.family)
     model_config = configs.section(config, "model")
     attention, why = _attention(config, mesh, model_config)
@@ -71,7 +77,7 @@ def build(config: FrozenConfigDict, devices: list[jax.Device] | None = None) -> 
     transform, rate = optimizer.make(config.optimizer, config.train.steps, params, places)
     task = dataclasses.replace(task, optimizer=transform)
     rule = resolve.module("rule", config.rule.name).Rule(configs.section(config, "rule"), task)
-    _check_batch(config, mesh)
+    check_batch(config, mesh)
     _check_pipeline(config, task)
     _check_context(config, task)
     notes = (f"attention over mesh.context={mesh.shape['context']}: {attention} ({why})",)
@@ -104,7 +110,8 @@ def _mesh(config: FrozenConfigDict, devices: list[jax.Device] | None = None) -> 
     return parallel.make_mesh({axis: config.mesh[axis] for axis in parallel.AXES}, devices)
 
 
-def _check_batch(config: FrozenConfigDict, mesh: jax.sharding.Mesh) -> None:
+def check_batch(config: FrozenConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """ValueError where the mesh does not divide the batch, or sequence parallelism its rows."""
     shards = 1
     for axis in parallel.BATCH_AXES:
         shards *= mesh.shape[axis]

@@ -171,6 +171,11 @@ def mfu(
     return Utilization(work / (seconds * devices * peak), attention, peak)
 
 
+def of_equation(eqn: Any, scope: str) -> Flops:
+    """FLOPs of one equation of a jaxpr; scope: the name scopes that enclose it."""
+    return _equation(eqn, [False] * len(eqn.invars), scope).clean
+
+
 @dataclasses.dataclass
 class _Found:
     """Work that does not depend on a marked input, work that does, and which results do."""
@@ -201,7 +206,7 @@ def _equation(eqn: Any, ins: list[bool], scope: str) -> _Found:
     name = eqn.primitive.name
     if name in INNER:
         return INNER[name](eqn, ins, scope)
-    bodies = [] if name in COMBINERS else list(_jaxprs(eqn.params))
+    bodies = [] if name in COMBINERS else list(jaxprs(eqn.params))
     if bodies:
         return _call(eqn, bodies, ins, scope)
     return _leaf(_work(eqn, scope), eqn, ins)
@@ -213,11 +218,12 @@ def _leaf(flops: Flops, eqn: Any, ins: list[bool]) -> _Found:
     return _Found(NOTHING, flops, out) if mark else _Found(flops, NOTHING, out)
 
 
-def _jaxprs(params: Mapping[str, Any]) -> Iterator[Any]:
+def jaxprs(params: Mapping[str, Any]) -> Iterator[Any]:
+    """What the parameters of an equation hold of jaxprs, without their constants."""
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             if isinstance(item, core.ClosedJaxpr | core.Jaxpr):
-                yield _open(item)
+                yield opened(item)
 
 
 def _call(eqn: Any, bodies: Sequence[Any], ins: list[bool], scope: str) -> _Found:
@@ -242,38 +248,44 @@ def _loop(body: Any, consts: list[bool], carry: list[bool], xs: list[bool], scop
         carry = after
 
 
-def _open(jaxpr: Any) -> Any:
+def opened(jaxpr: Any) -> Any:
     """A jaxpr without its constants; what an equation holds differs between versions of JAX."""
     return jaxpr.jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else jaxpr
 
 
 def _scan(eqn: Any, ins: list[bool], scope: str) -> _Found:
     """Operands are constants, carry and what is sliced along its first dimension, in this order."""
-    body = _open(eqn.params["jaxpr"])
+    body = opened(eqn.params["jaxpr"])
+    first, carried = scan_layout(eqn)
+    last = first + carried
+    found = _loop(body, ins[:first], ins[first:last], ins[last:], scope)
+    return found * eqn.params["length"]
+
+
+def scan_layout(eqn: Any) -> tuple[int, int]:
+    """How many operands of a scan are constants and how many carried; versions of JAX differ."""
+    body = opened(eqn.params["jaxpr"])
 
     def sliced(outer: Any, inner: Any) -> int:
         pairs = zip(outer, inner, strict=True)
         return sum(len(x.aval.shape) > len(y.aval.shape) for x, y in pairs)
 
     carried = len(eqn.outvars) - sliced(eqn.outvars, body.outvars)
-    last = len(ins) - sliced(eqn.invars, body.invars)
-    first = last - carried
-    found = _loop(body, ins[:first], ins[first:last], ins[last:], scope)
-    return found * eqn.params["length"]
+    return len(eqn.invars) - sliced(eqn.invars, body.invars) - carried, carried
 
 
 def _while(eqn: Any, ins: list[bool], scope: str) -> _Found:
     p = eqn.params
     n, m = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
-    body = _loop(_open(p["body_jaxpr"]), ins[n:m], ins[m:], [], scope)
-    test = _walk(_open(p["cond_jaxpr"]), [*ins[:n], *body.out], scope)
+    body = _loop(opened(p["body_jaxpr"]), ins[n:m], ins[m:], [], scope)
+    test = _walk(opened(p["cond_jaxpr"]), [*ins[:n], *body.out], scope)
     loop = dataclasses.replace(NOTHING, loops=(f"while{_place(eqn, scope)}",))
     return _Found(body.clean + test.clean + loop, body.marked + test.marked, body.out)
 
 
 def _cond(eqn: Any, ins: list[bool], scope: str) -> _Found:
     """The dearest branch."""
-    branches = [_walk(_open(b), ins[1:], scope) for b in eqn.params["branches"]]
+    branches = [_walk(opened(b), ins[1:], scope) for b in eqn.params["branches"]]
     out = [ins[0] or any(marks) for marks in zip(*(b.out for b in branches), strict=True)]
     dearest = max(
         branches,
@@ -287,7 +299,7 @@ def _shard_map(eqn: Any, ins: list[bool], scope: str) -> _Found:
     sizes = dict(p["mesh"].shape)
     manual = next((p[key] for key in ("newly_manual_axes", "manual_axes") if key in p), sizes)
     devices = math.prod(sizes[axis] for axis in manual)
-    return _call(eqn, [_open(p["jaxpr"])], ins, scope) * devices
+    return _call(eqn, [opened(p["jaxpr"])], ins, scope) * devices
 
 
 def _pallas(eqn: Any, ins: list[bool], scope: str) -> _Found:
@@ -297,7 +309,7 @@ def _pallas(eqn: Any, ins: list[bool], scope: str) -> _Found:
     if estimate is not None:
         flops = Flops({"kernel": int(estimate.flops)}, int(estimate.transcendentals))
     elif all(isinstance(size, int) for size in grid):
-        body = _open(p["jaxpr"])
+        body = opened(p["jaxpr"])
         inside = _walk(body, [False] * len(body.invars), scope).clean * math.prod(grid)
         flops = dataclasses.replace(inside, matmul={"kernel": inside.total})
     else:

@@ -134,16 +134,14 @@ def platform() -> str:
     return _PLATFORM.get() or jax.default_backend()
 
 
-def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over all devices.
+def mesh_shape(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
+    """The size of every axis, slow links first, for a number of devices.
 
     Args:
       sizes: axis -> size; missing axes have size 1, at most one may be -1 (what is left).
-      devices: all devices by default.
     Raises:
       ValueError: the sizes do not multiply to the number of devices; names a mesh that would.
     """
-    devices = list(jax.devices()) if devices is None else list(devices)
     shape = dict.fromkeys(AXES, 1)
     for axis, size in sizes.items():
         naming.lookup("mesh axis", axis, shape)
@@ -154,15 +152,29 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     if len(free) > 1:
         raise ValueError(f"mesh.{free[0]} and mesh.{free[1]} are both -1: only one may be")
     fixed = math.prod(size for size in shape.values() if size != -1)
-    if free and len(devices) % fixed == 0:
-        shape[free[0]] = len(devices) // fixed
-    if math.prod(shape.values()) != len(devices):
+    if free and devices % fixed == 0:
+        shape[free[0]] = devices // fixed
+    if math.prod(shape.values()) != devices:
         wanted = " x ".join(f"{a}={s}" for a, s in shape.items() if s not in (1, -1)) or "1"
         raise ValueError(
             f"mesh {wanted} needs a multiple of {fixed} devices"
-            f"{'' if free else f' (exactly {fixed})'} but there are {len(devices)}; "
-            f"nearest mesh that fits: {_nearest_mesh(shape, len(devices))}"
+            f"{'' if free else f' (exactly {fixed})'} but there are {devices}; "
+            f"nearest mesh that fits: {_nearest_mesh(shape, devices)}"
         )
+    return shape
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices.
+
+    Args:
+      sizes: as in `mesh_shape`.
+      devices: all devices by default.
+    Raises:
+      ValueError: see `mesh_shape`.
+    """
+    devices = list(jax.devices()) if devices is None else list(devices)
+    shape = mesh_shape(sizes, len(devices))
     grid = np.asarray(devices).reshape(tuple(shape.values()))
     if devices[0].platform == "tpu" and len(devices) > 1:
         from jax.experimental import mesh_utils  # physical torus order; needs real TPU coordinates

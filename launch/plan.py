@@ -1,0 +1,74 @@
+"""Which meshes fit a machine, how fast each would be and what binds it: from shapes, in seconds.
+
+The step is traced for one device of each kind of mesh; nothing is compiled and no device is used.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from launch.cluster import hardware
+from launch.run import arguments, plan_report, planning, precision
+from launch.run import config as configs
+from launch.run.errors import guard_input
+from nn import names, parallel
+
+EXAMPLE = "python -m launch.plan --config=experiments/llama3.py:8b --hardware=v5p --devices=512"
+
+
+def parser() -> arguments.Parser:
+    made = arguments.parser("plan", __doc__, EXAMPLE)
+    made.add_argument("--hardware", metavar="CHIP", help=f"one of {', '.join(hardware.CHIPS)}")
+    made.add_argument("--devices", type=int, metavar="N", help="JAX devices of that chip")
+    made.add_argument("--mesh", default="search", help="search | as-config: only the config's own")
+    made.add_argument("--top", type=int, default=10, metavar="N", help="meshes to print")
+    made.add_argument(
+        "--programs", type=int, default=8, metavar="N", help="steps to trace, half a second each"
+    )
+    made.add_argument("--json", metavar="FILE", help="write the result here too")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    with guard_input():
+        options, spec, overrides = arguments.parse(parser(), argv)
+        if spec is None or options.hardware is None or options.devices is None:
+            raise ValueError(f"--config, --hardware and --devices are needed, as in: {EXAMPLE}")
+        chip = hardware.chip(options.hardware)
+        for flag in ("devices", "top", "programs"):
+            if getattr(options, flag) < 1:
+                raise ValueError(f"--{flag}={getattr(options, flag)}: at least 1; nearest: 1")
+        names.lookup("--mesh", options.mesh, dict.fromkeys(("search", "as-config")))
+        jax.config.update("jax_platforms", "cpu")  # no accelerator of this machine is touched
+        config = configs.load(spec, overrides)
+        if config.precision.policy == precision.AUTO:  # that of an accelerator
+            policy = precision.resolve(precision.AUTO, "tpu").name
+            config = configs.override(config, [f"precision.policy={policy}"])
+        start = time.perf_counter()
+        planner = planning.Planner(config, planning.machine(chip, options.devices), options.devices)
+        if options.mesh == "search":
+            found = planning.search(planner, options.programs)
+        else:
+            wanted = {axis: config.mesh[axis] for axis in parallel.AXES}
+            found = planning.only(planner, parallel.mesh_shape(wanted, options.devices))
+        taken = time.perf_counter() - start
+    lines: list[str] = []
+    if found.fitting:
+        best = found.fitting[0]
+        lines = plan_report.commands(options.hardware, chip, planner, best, spec, overrides)
+    print(plan_report.text(planner, found, options.top, lines))
+    print(f"\nplanned in {taken:.1f} s from {found.traces} traced steps")
+    if options.json:
+        result = plan_report.as_json(planner, found, options.top)
+        result |= {"hardware": options.hardware, "seconds": taken, "commands": lines}
+        Path(options.json).write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

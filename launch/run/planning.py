@@ -1,0 +1,364 @@
+"""Memory and time of a training step on meshes that are not there, from shapes alone.
+
+The step itself is traced for one device of a mesh, with no compiler, so that the estimate is of the
+program that runs: its shapes, collectives and rematerialization. What a device does depends on how
+data and fsdp share the examples out only by the size of its shares of the weights; so one trace
+serves all meshes that agree in the other axes (`Group`), and the shares are counted exactly.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+from ml_collections import FrozenConfigDict
+
+from launch.cluster.hardware import Chip
+from launch.run import meshes
+from launch.run.build import build
+from launch.run.meshes import Sizes
+from nn import parallel
+from nn.analysis import flops, liveness, plan, program
+from nn.analysis.flops import Flops
+from nn.analysis.plan import Machine, Prediction
+from nn.learning.task import Task
+
+SHORT = 64  # positions of a row on which FLOPs of the model are counted
+Group = tuple[int, ...]  # sizes of pipe, expert, context and tensor, and whether fsdp is split
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """memory: bytes of a device by kind. mfu: by convention for attention."""
+
+    mesh: Sizes
+    memory: Mapping[str, int]
+    prediction: Prediction
+    mfu: Mapping[str, float]
+    sent: Mapping[tuple[str, tuple[str, ...]], float]
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.memory.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """What one trace shows. mesh: the one it was made for."""
+
+    mesh: Sizes
+    peak: liveness.Peak
+    demand: plan.Demand
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownTask(Task):
+    """A task whose abstract variables are at hand, so that they are not traced for every mesh."""
+
+    named: Any = None
+
+    def variable_specs(self) -> dict[str, Any]:
+        specs: dict[str, Any] = parallel.specs(self.named, self.rules, self.mesh)
+        return specs
+
+
+class Planner:
+    """Estimates for one config on one machine."""
+
+    def __init__(self, config: FrozenConfigDict, machine: Machine, devices: int) -> None:
+        self.config, self.machine, self.devices = config, machine, devices
+        one: Any = meshes.abstract(dict.fromkeys(parallel.AXES, 1))
+        rule = build(config, mesh=one).rule
+        named = jax.eval_shape(lambda: rule.task.variables(0))
+        fields = {f.name: getattr(rule.task, f.name) for f in dataclasses.fields(Task)}
+        self.task = KnownTask(**fields, named=named)
+        self.rule = dataclasses.replace(rule, task=self.task)
+        self.state = jax.eval_shape(lambda: self.rule.init(0))
+        self.batch = abstract_batch(config, self.task)
+        self.judge = meshes.Judge(config, self.task, named)
+        self.needed = model_flops(self.rule, self.state, self.batch, config)
+        self.traced: dict[Group, Traced] = {}
+        self.specs: dict[str, Any] = {}
+
+    def on(self, sizes: Sizes) -> Any:
+        """The learning rule on a mesh."""
+        mesh: Any = meshes.abstract(sizes)
+        return dataclasses.replace(self.rule, task=dataclasses.replace(self.task, mesh=mesh))
+
+    def trace(self, sizes: Sizes) -> Traced:
+        """The step of one device of this mesh. Raises what the model raises for its sizes."""
+        jaxpr = jax.make_jaxpr(self.on(sizes).gradients)(self.state, self.batch)
+        found = program.of_device(jaxpr)
+        return Traced(sizes, liveness.peak(found), plan.demand(found))
+
+    def state_bytes(self, sizes: Sizes) -> dict[str, int]:
+        """Of a device, exactly: parameters, optimizer state, the rest of the state, the batch."""
+        rule = self.on(sizes)
+        # Which axes split what does not depend on their sizes, unless a weight is held whole.
+        pattern = str(rule.task.variable_specs())
+        if pattern not in self.specs:
+            self.specs[pattern] = rule.state_specs()
+        specs = self.specs[pattern]
+        kinds = {
+            "parameters": local_bytes(self.state.params, specs.params, sizes),
+            "optimizer state": local_bytes(self.state.opt_state, specs.opt_state, sizes),
+            "batch": local_bytes(self.batch, rule.task.batch_specs(self.batch), sizes),
+        }
+        rest = local_bytes(self.state, specs, sizes) - sum(list(kinds.values())[:2])
+        return kinds | {"other state": rest}
+
+    def parameter_bytes(self, sizes: Sizes) -> int:
+        specs = self.on(sizes).task.variable_specs()["params"]
+        return local_bytes(self.state.params, specs, sizes)
+
+    def state_alone(self, sizes: Sizes) -> int:
+        """About what parameters and optimizer state take, without a trace."""
+        whole = sum(_bytes(x) for x in jax.tree.leaves(self.state))
+        params = sum(_bytes(x) for x in jax.tree.leaves(self.state.params))
+        return round(self.parameter_bytes(sizes) * whole / params)
+
+    def estimate(self, sizes: Sizes) -> Estimate:
+        """Memory and time on one mesh; traces the step unless its group was traced."""
+        key = group(sizes)
+        if key not in self.traced:
+            self.traced[key] = self.trace(reference(sizes, self.judge))
+        traced = self.traced[key]
+        asked = rescaled(traced, sizes)
+        memory = self.state_bytes(sizes)
+        memory["gradients"] = memory["parameters"]
+        memory |= traced.peak.kinds
+        pipe = sizes["pipe"]
+        ticks = self.config.mesh.microbatches * self.config.mesh.rounds + pipe - 1
+        found = plan.predict(asked, self.machine, sizes, (pipe - 1) / ticks)
+        peak = self.machine.peaks[np.dtype(self.task.model.dtype).name]
+        mfu = {
+            convention: flops.mfu(self.needed, found.step, self.devices, peak, convention).value
+            for convention in flops.ATTENTION
+        }
+        return Estimate(sizes, memory, found, mfu, asked.sent)
+
+
+def group(sizes: Sizes) -> Group:
+    others = (sizes[axis] for axis in ("pipe", "expert", "context", "tensor"))
+    return (*others, int(sizes["fsdp"] > 1))
+
+
+def reference(sizes: Sizes, judge: meshes.Judge) -> Sizes:
+    """The mesh of a group that is traced: with data and fsdp both split where that is allowed."""
+    shards = sizes["data"] * sizes["fsdp"]
+    if sizes["fsdp"] > 1 and shards % 2 == 0 and shards > 2:
+        both = sizes | {"data": 2, "fsdp": shards // 2}
+        return sizes if judge.refusal(both) else both
+    return sizes
+
+
+def rescaled(traced: Traced, sizes: Sizes) -> plan.Demand:
+    """What the step asks for where data and fsdp share the same examples out differently.
+
+    Sums of gradients over data are of shares of the weights.
+    """
+    factor = traced.mesh["fsdp"] / sizes["fsdp"]
+    sent: dict[tuple[str, tuple[str, ...]], float] = collections.defaultdict(float)
+    for (kind, axes), size in traced.demand.sent.items():
+        present = tuple(axis for axis in axes if sizes[axis] > 1)
+        if present:
+            of_share = "data" in axes and "fsdp" not in axes
+            sent[kind, present] += size * (factor if of_share else 1)
+    return plan.Demand(traced.demand.work, sent)
+
+
+def local_bytes(tree: Any, specs: Any, sizes: Mapping[str, int]) -> int:
+    """Bytes of one device's shares of abstract arrays."""
+    leaves = jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, P))
+    total = 0
+    for x, spec in zip(jax.tree.leaves(tree), leaves, strict=True):
+        parts = [_parts(entry, sizes) for entry in spec] + [1] * x.ndim
+        total += math.prod(-(-n // p) for n, p in zip(x.shape, parts, strict=False)) * _width(x)
+    return total
+
+
+def _parts(entry: Any, sizes: Mapping[str, int]) -> int:
+    names = entry if isinstance(entry, tuple) else () if entry is None else (entry,)
+    return math.prod(sizes[name] for name in names)
+
+
+def _width(x: Any) -> int:
+    return int(np.dtype(x.dtype).itemsize)
+
+
+def _bytes(x: Any) -> int:
+    return math.prod(x.shape) * _width(x)
+
+
+def abstract_batch(config: FrozenConfigDict, task: Task) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a training batch as the config alone tells them; no data set is opened."""
+    rows, data = config.data.batch_size, config.data
+    if task.objective.SEQUENCE:
+        kinds = {
+            name: jnp.float32 if name == "mask" else jnp.int32 for name in task.objective.SEQUENCE
+        }
+        shape = (rows, data.sequence_length)
+        return {name: jax.ShapeDtypeStruct(shape, kind) for name, kind in kinds.items()}
+    inner = task.example[0].shape[1:]
+    if "image_size" in data and len(inner) == 3:
+        inner = (data.image_size, data.image_size, inner[-1])
+    batch = {
+        "inputs": jax.ShapeDtypeStruct((rows, *inner), task.example[0].dtype),
+        "mask": jax.ShapeDtypeStruct((rows,), jnp.float32),
+    }
+    if config.objective.name == "regress":
+        outputs = jax.eval_shape(
+            lambda: task.model.init_with_output(jax.random.key(0), *task.example)
+        )
+        return batch | {"targets": jax.ShapeDtypeStruct((rows, *outputs[0].shape[1:]), jnp.float32)}
+    return batch | {"labels": jax.ShapeDtypeStruct((rows,), jnp.int32)}
+
+
+def model_flops(rule: Any, state: Any, batch: Any, config: FrozenConfigDict) -> Flops:
+    """What the model needs for one step: nothing twice, attention as dense products.
+
+    Rows of tokens are counted short, where attention is one dense product however it is computed,
+    and scaled: attention by the square of the length, the rest by the length.
+    """
+    task = rule.task
+    options, times = task.objective_config, 1
+    if task.objective.SEQUENCE:
+        short = math.gcd(config.data.sequence_length, SHORT)
+        times = config.data.sequence_length // short
+        batch = {n: jax.ShapeDtypeStruct((x.shape[0], short), x.dtype) for n, x in batch.items()}
+        if hasattr(options, "chunks"):
+            options = dataclasses.replace(options, chunks=1)
+
+    def loss(params: Any, batch: Any) -> jax.Array:
+        variables = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state.variables)
+        weights = {"params": params, **variables}
+        sums, _ = task.objective.sums(
+            options, task.model, weights, batch, jax.random.key(0), train=True
+        )
+        total: jax.Array = sums["loss"][0]
+        return total
+
+    counted = flops.train_step_flops(loss, state.params, batch).model
+    scaled = {
+        kind: count * times * (times if kind == "attention" else 1)
+        for kind, count in counted.matmul.items()
+    }
+    return dataclasses.replace(counted, matmul=scaled)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """fitting: best first. refused: reasons of the meshes that were ruled out. left: meshes with
+    more devices to an example than was worth looking at."""
+
+    fitting: list[Estimate]
+    refused: list[str]
+    left: int
+    traces: int
+
+
+def search(planner: Planner, programs: int) -> Plan:
+    """Estimates of all meshes in groups of few devices to an example first.
+
+    It ends after `programs` traces, and before when twice as many devices to an example were slower
+    throughout.
+    """
+    valid: dict[Group, list[Sizes]] = {}
+    refused: list[str] = []
+    for sizes in meshes.splits(planner.devices, planner.judge.axes):
+        why = planner.judge.refusal(sizes)
+        if why is None and planner.state_alone(sizes) > planner.machine.memory:
+            why = "have no room for parameters and optimizer state"
+        if why is None:
+            valid.setdefault(group(sizes), []).append(sizes)
+        else:
+            refused.append(why)
+    fitting: list[Estimate] = []
+    slower, best, level = 0, math.inf, 1
+    order = sorted(valid, key=lambda key: (meshes.degree(valid[key][0]), key))
+    for number, key in enumerate(order):
+        here = meshes.degree(valid[key][0])
+        spent = key not in planner.traced and len(planner.traced) >= programs
+        if spent or (here > level and slower >= 2):
+            left = sum(len(valid[k]) for k in order[number:])
+            return Plan(_ranked(fitting), refused, left, len(planner.traced))
+        before = best
+        for outcome in _outcomes(planner, valid[key]):
+            if isinstance(outcome, str):
+                refused.append(outcome)
+            else:
+                fitting.append(outcome)
+                best = min(best, outcome.prediction.step)
+        slower = 0 if best < before else slower + (best < math.inf)
+        level = here
+    return Plan(_ranked(fitting), refused, 0, len(planner.traced))
+
+
+def only(planner: Planner, sizes: Sizes) -> Plan:
+    """The estimate of one mesh. Raises ValueError where the config does not run on it."""
+    why = planner.judge.refusal(sizes)
+    if why is not None:
+        raise ValueError(f"mesh {meshes.as_text(sizes)}: {why}")
+    found = planner.estimate(sizes)
+    fits = found.bytes <= planner.machine.memory
+    return Plan([found], [] if fits else [f"has no room: {found.bytes} bytes"], 0, 1)
+
+
+def _outcomes(planner: Planner, wanted: Iterable[Sizes]) -> Iterator[Estimate | str]:
+    for sizes in wanted:
+        try:
+            found = planner.estimate(sizes)
+        except ValueError as error:
+            yield str(error)
+            continue
+        fits = found.bytes <= planner.machine.memory
+        yield found if fits else "have no room for activations"
+
+
+def _ranked(found: list[Estimate]) -> list[Estimate]:
+    """By time to three digits; of equals, the one with fewer axes and less memory first."""
+
+    def key(e: Estimate) -> tuple[float, int, int]:
+        return float(f"{e.prediction.step:.3g}"), sum(n > 1 for n in e.mesh.values()), e.bytes
+
+    return sorted(found, key=key)
+
+
+def machine(chip: Chip, devices: int) -> Machine:
+    """A number of JAX devices of a chip, as near a cube of them as their number allows."""
+    peaks = {name: chip.peak(name) for name in ("bfloat16", "float16", "float32")}
+    chips = max(devices // chip.devices, 1)
+    sides = _sides(min(chips, chip.domain), chip.torus)
+    inside = chip.link_bandwidth if chip.torus else chip.links * chip.link_bandwidth
+    links = plan.Links(
+        sides=sides,
+        inside=inside / chip.devices,
+        domain=chip.domain * chip.devices,
+        outside=None if chip.network_bandwidth is None else chip.network_bandwidth / chip.devices,
+        wraps=4 if chip.torus == 3 else 16,
+    )
+    return Machine(
+        {name: peak for name, peak in peaks.items() if peak},
+        chip.memory_bandwidth / chip.devices,
+        chip.memory / chip.devices,
+        links,
+    )
+
+
+def _sides(chips: int, dimensions: int) -> tuple[int, ...]:
+    """Sides of the torus nearest to a cube, longest first."""
+    if not dimensions:
+        return ()
+    best = (chips, *(1,) * (dimensions - 1))
+    for sizes in meshes.splits(chips, parallel.AXES[:dimensions]):
+        sides = tuple(sorted((sizes[axis] for axis in parallel.AXES[:dimensions]), reverse=True))
+        if max(sides) < max(best):
+            best = sides
+    return best
