@@ -113,12 +113,22 @@ _PLATFORM: contextvars.ContextVar[str] = contextvars.ContextVar("platform", defa
 @contextlib.contextmanager
 def use_rules(rules: Rules, platform: str = "") -> Iterator[None]:
     """The rules that layers traced inside this block follow, and what they are compiled for."""
-    tokens = _RULES.set(rules), _PLATFORM.set(platform)
+    token = _RULES.set(rules)
+    try:
+        with compiled_for(platform or _PLATFORM.get()):
+            yield
+    finally:
+        _RULES.reset(token)
+
+
+@contextlib.contextmanager
+def compiled_for(platform: str) -> Iterator[None]:
+    """Programs on a mesh without devices that are traced inside this block are for `platform`."""
+    token = _PLATFORM.set(platform)
     try:
         yield
     finally:
-        _RULES.reset(tokens[0])
-        _PLATFORM.reset(tokens[1])
+        _PLATFORM.reset(token)
 
 
 def current_rules() -> Rules:

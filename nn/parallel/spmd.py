@@ -20,7 +20,7 @@ def spmd(
     With no mesh, or a mesh of one device, `fn` runs as it is: the single-device program is the
     very same function.
     """
-    platform = "" if mesh is None else mesh.devices.flat[0].platform
+    platform = mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else ""
 
     @functools.wraps(fn)
     def body(*args: Any) -> Any:
