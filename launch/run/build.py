@@ -44,7 +44,7 @@ def build(config: FrozenConfigDict, devices: list[jax.Device] | None = None) -> 
     )
     family = resolve.module("model", config.model.family)
     model_config = configs.section(config, "model")
-    policy = precision.resolve(config.precision.policy)
+    policy = precision.resolve(config.precision.policy, mesh.devices.flat[0].platform)
     task = Task(
         model=family.Model(model_config, dtype=policy.compute_dtype),
         example=family.example(model_config, 2),

@@ -148,7 +148,10 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     if devices[0].platform == "tpu" and len(devices) > 1:
         from jax.experimental import mesh_utils  # physical torus order; needs real TPU coordinates
 
-        grid = mesh_utils.create_device_mesh(tuple(shape.values()), devices=devices)
+        # An axis may take part of a side of the torus: 8 of a cube of 4 x 4 x 4, say.
+        grid = mesh_utils.create_device_mesh(
+            tuple(shape.values()), devices=devices, allow_split_physical_axes=True
+        )
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
