@@ -25,7 +25,7 @@ EXAMPLE = (
 )
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> arguments.Parser:
     made = arguments.parser("compile", __doc__, EXAMPLE)
     made.add_argument("--topology", metavar="NAME", help=f"such as {', '.join(topology.EXAMPLES)}")
     made.add_argument(

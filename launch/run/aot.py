@@ -24,19 +24,20 @@ from nn.analysis.flops import Flops
 
 # Collectives of a TPU that go on while products run; off by default, and of all-gathers only.
 ASYNC_TPU = {
-    "xla_enable_async_all_gather": "true",
-    "xla_enable_async_collective_permute": "true",
-    "xla_tpu_enable_async_collective_fusion": "true",
-    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
-    "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
-    "xla_tpu_overlap_compute_collective_tc": "true",
+    "xla_enable_async_all_gather": True,
+    "xla_enable_async_collective_permute": True,
+    "xla_tpu_enable_async_collective_fusion": True,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
+    "xla_tpu_overlap_compute_collective_tc": True,
 }
 # On a GPU collectives are asynchronous by default; this one moves them apart from their users.
-ASYNC_GPU = {"xla_gpu_enable_latency_hiding_scheduler": "true"}
-ASYNC = {"tpu": ASYNC_TPU, "gpu": ASYNC_GPU, "cpu": {}}
+ASYNC_GPU = {"xla_gpu_enable_latency_hiding_scheduler": True}
+ASYNC: dict[str, dict[str, bool]] = {"tpu": ASYNC_TPU, "gpu": ASYNC_GPU, "cpu": {}}
 
 SHORT = 64  # positions of a row that attention does in one dense product, whatever it does else
 PIECE = re.compile(r"[\w.]+=[\w.\-]+")
+WORDS = {"true": True, "false": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,17 +52,18 @@ class Program:
     problem: str = ""
 
 
-def compiler_options(platform: str, asynchronous: bool, text: str) -> dict[str, str]:
+def compiler_options(platform: str, asynchronous: bool, text: str) -> dict[str, Any]:
     """The flags for asynchronous collectives of a platform, and those of `--xla=flag=value,...`.
 
     Raises ValueError for a text that is not of this form.
     """
-    options = dict(ASYNC[platform]) if asynchronous else {}
+    options: dict[str, Any] = dict(ASYNC[platform]) if asynchronous else {}
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         if not PIECE.fullmatch(part):
             raise ValueError(f"--xla: {part!r} is not of the form flag=value; nearest: xla_x=true")
         name, _, value = part.partition("=")
-        options[name] = value
+        number = int(value) if re.fullmatch(r"-?\d+", value) else value
+        options[name] = WORDS[value] if value in WORDS else number
     return options
 
 
@@ -91,7 +93,7 @@ def abstract_batch(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def compile_step(run: Run, batch: Any, options: Mapping[str, str]) -> Program:
+def compile_step(run: Run, batch: Any, options: Mapping[str, Any]) -> Program:
     """Lower and compile `train_step` for the devices of the run's mesh.
 
     Raises ValueError for a compiler option that this compiler does not know.

@@ -23,7 +23,7 @@ KINDS = (
 
 
 def report(
-    command: list[str], run: Run, topology: Topology, chip: Chip | None, options: dict[str, str]
+    command: list[str], run: Run, topology: Topology, chip: Chip | None, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Compile the step and measure what came out.
 

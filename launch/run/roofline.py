@@ -8,12 +8,14 @@ them are waited for.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from launch.cluster.hardware import Chip
 from launch.cluster.topology import Topology, bandwidth
@@ -83,60 +85,88 @@ def _mfu(model: Flops, seconds: float, devices: int, peak: float) -> dict[str, f
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """Weights that are used alike: how often a step gathers them and scatters their gradient.
+
+    split, whole: elements of a device's share, of weights that fsdp splits and of the others.
+    """
+
+    name: str
+    gathers: int
+    scatters: int
+    split: int = 0
+    whole: int = 0
+
+
 def parameter_traffic(run: Any) -> list[dict[str, Any]]:
     """What parameters and their gradients alone make a device send in a step, as formulas.
 
-    A weight that fsdp splits is gathered before it is used, again before the backward pass where
-    blocks are computed twice, and its gradient reduce-scattered, all in the compute dtype; its
-    share is then summed over data. What fsdp does not split is summed over data and fsdp.
+    A weight that fsdp splits is gathered where it is used and its gradient reduce-scattered, all
+    in the compute dtype; the gradient of its share is then summed over data. What fsdp does not
+    split is summed over data and fsdp.
     """
-    task, config = run.rule.task, run.config
-    mesh = dict(task.mesh.shape)
+    mesh = dict(run.rule.task.mesh.shape)
     f, d = mesh["fsdp"], mesh["data"]
-    width = np.dtype(task.model.dtype).itemsize
-    again = "remat" in config.model and config.model.remat != "none"
-    gathers = (2 if again else 1) * config.rule.accumulate
-    shares = list(_shares(run))
-    split = sum(size for size, axes in shares if "fsdp" in axes)
+    width = np.dtype(run.rule.task.model.dtype).itemsize
+    uses, parts = _uses(run), run.config.rule.accumulate
+    split, whole = sum(u.split for u in uses), sum(u.whole for u in uses)
     rows = []
-    if f > 1:
-        for kind, times in (("all-gather", gathers), ("reduce-scatter", config.rule.accumulate)):
-            rows.append(
-                {
-                    "axes": ["fsdp"],
-                    "kind": kind,
-                    "formula": f"{times} x {width} bytes x {split * f} weights x ({f} - 1) / {f}",
-                    "bytes": times * width * split * (f - 1),
-                }
-            )
-    if d > 1:
-        rows.append(
-            {
-                "axes": ["data"],
-                "kind": "all-reduce",
-                "formula": f"2 x {width} bytes x {split} weights of a share x ({d} - 1) / {d}",
-                "bytes": round(2 * width * split * (d - 1) / d),
-            }
-        )
-    rest, n = sum(size for size, axes in shares if "fsdp" not in axes), f * d
-    if rest and n > 1:
-        rows.append(
-            {
-                "axes": [axis for axis in BATCH_AXES if mesh[axis] > 1],
-                "kind": "all-reduce",
-                "formula": f"2 x 4 bytes x {rest} weights that are whole x ({n} - 1) / {n}",
-                "bytes": round(8 * rest * (n - 1) / n),
-            }
-        )
+    if f > 1 and split:
+        for kind, key in (("all-gather", "gathers"), ("reduce-scatter", "scatters")):
+            used = [(getattr(u, key), u.split * f, u.name) for u in uses if u.split]
+            terms = " + ".join(f"{times} x {size} {name}" for times, size, name in used)
+            moved = sum(times * size for times, size, _ in used) * width * (f - 1) // f
+            text = f"{width} bytes x ({terms}) x ({f} - 1) / {f}"
+            rows.append({"axes": ["fsdp"], "kind": kind, "formula": text, "bytes": moved})
+    if d > 1 and split:
+        # Microbatches that are accumulated are summed over data once, at the end.
+        sums = [(1 if parts > 1 else u.scatters, u.split, u.name) for u in uses if u.split]
+        terms = " + ".join(f"{times} x {size} {name}" for times, size, name in sums)
+        text = f"2 x {width} bytes x ({terms}) x ({d} - 1) / {d}"
+        moved = 2 * width * sum(times * size for times, size, _ in sums) * (d - 1) // d
+        rows.append({"axes": ["data"], "kind": "all-reduce", "formula": text, "bytes": moved})
+    n = math.prod(mesh[axis] for axis in BATCH_AXES)
+    if n > 1 and whole:
+        axes = [axis for axis in BATCH_AXES if mesh[axis] > 1]
+        text = f"2 x 4 bytes x {whole} weights that fsdp leaves whole x ({n} - 1) / {n}"
+        moved = 8 * whole * (n - 1) // n
+        rows.append({"axes": axes, "kind": "all-reduce", "formula": text, "bytes": moved})
     return rows
 
 
-def _shares(run: Any) -> Any:
-    """Elements of a device's share of every parameter, and the mesh axes that split it."""
+def _uses(run: Any) -> list[Use]:
+    """The weights of the run by how often they are used.
+
+    Those of blocks are gathered again where the backward pass computes the block again. The head
+    is applied to one chunk of positions at a time, in the backward pass again for each.
+    """
+    model, config = run.config.model, run.config
+    again = "remat" in model and model.remat != "none"
+    parts = config.rule.accumulate
+    chunks = config.objective.chunks if "chunks" in config.objective else 1
+    tied = "tie_embeddings" in model and model.tie_embeddings
+    blocks = Use("blocks", (2 if again else 1) * parts, parts)
+    once = Use("embedding", parts, parts)
+    head = Use("head", (1 + chunks if chunks > 1 else 1) * parts, chunks * parts)
+    if tied:
+        once = dataclasses.replace(head, name="embedding and head")
+    totals = {u.name: u for u in (blocks, once, head)}
+    for path, size, axes in _shares(run):
+        use = blocks if path.startswith("blocks") else head if path.startswith("output") else once
+        kind = "split" if "fsdp" in axes else "whole"
+        held = totals[use.name]
+        totals[use.name] = dataclasses.replace(held, **{kind: getattr(held, kind) + size})
+    return [use for use in totals.values() if use.split or use.whole]
+
+
+def _shares(run: Any) -> Iterator[tuple[str, int, tuple[str, ...]]]:
+    """Path, elements of a device's share, and mesh axes of every parameter."""
     specs = run.rule.task.variable_specs()["params"]
     shapes = jax.eval_shape(lambda: run.rule.init(0)).params
-    leaves = jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec))
-    for spec, shape in zip(leaves, jax.tree.leaves(shapes), strict=True):
+    leaves, _ = jax.tree_util.tree_flatten_with_path(specs, is_leaf=lambda x: isinstance(x, P))
+    for (path, spec), shape in zip(leaves, jax.tree.leaves(shapes), strict=True):
         axes = tuple(axis for axis in spec if axis is not None)
         parts = math.prod(run.rule.task.mesh.shape[axis] for axis in axes)
-        yield math.prod(shape.shape) // parts, axes
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        yield name, math.prod(shape.shape) // parts, axes
