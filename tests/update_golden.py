@@ -35,7 +35,18 @@ def losses() -> dict[str, str]:
     return {f"losses/{name}.json": golden_runs.text(name) for name in golden_runs.RUNS}
 
 
-KINDS: dict[str, Callable[[], dict[str, str]]] = {"configs": configs, "losses": losses}
+def compiled() -> dict[str, str]:
+    """The reports of steps that are compiled for machines that are not there."""
+    from tests import golden_compile
+
+    return {f"compile/{name}.json": golden_compile.text(name) for name in golden_compile.REPORTS}
+
+
+KINDS: dict[str, Callable[[], dict[str, str]]] = {
+    "configs": configs,
+    "losses": losses,
+    "compile": compiled,
+}
 
 
 def update(kind: str, root: Path = GOLDEN) -> list[Path]:

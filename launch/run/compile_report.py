@@ -172,15 +172,23 @@ def _collectives(found: dict[str, Any]) -> list[str]:
 
 
 def _formulas(found: dict[str, Any]) -> list[str]:
-    """The traffic of the parameters alone, with what was compiled over the same axes beside it."""
+    """The traffic of the parameters alone, with what was compiled over the same axes beside it.
+
+    A TPU makes some reduce-scatters an all-reduce of which each device keeps its part; half of the
+    bytes of an all-reduce are those of a reduce-scatter.
+    """
     lines = []
     compiled = found["collectives"] if "collectives" in found else []
     for row in found["parameter_traffic"]:
-        same = [c for c in compiled if (c["axes"], c["kind"]) == (row["axes"], row["kind"])]
-        beside = f"; compiled: {size(same[0]['bytes'])}" if same else ""
+        sent = {c["kind"]: c["bytes"] for c in compiled if c["axes"] == row["axes"]}
+        note = ""
+        if row["kind"] in sent:
+            note = f"; compiled: {size(sent[row['kind']])}"
+        if row["kind"] == "reduce-scatter" and "all-reduce" in sent:
+            note += f" and, as all-reduces, 2 x {size(sent['all-reduce'] / 2)}"
         lines.append(
             f"  parameters, {'+'.join(row['axes'])} {row['kind']}: {row['formula']} = "
-            f"{size(row['bytes'])}{beside}"
+            f"{size(row['bytes'])}{note}"
         )
     return lines
 
