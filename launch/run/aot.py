@@ -125,8 +125,9 @@ def memory(run: Run, batch: Any, program: Program) -> dict[str, int]:
     parameters, optimizer_state, batch, other_arguments: the shares that its arguments take.
     padding: what their layout adds. output: results that reuse no argument. temporaries:
     activations, gradients, gathered weights and whatever else lives within the step. total: the
-    sum. peak: XLA's figure of what is held at once. Of a step that does not fit, `total` is what
-    the compiler's message says that it needs.
+    sum. peak: XLA's figure of what is held at once. needed: what a device must have; on a TPU,
+    whose temporaries count space that others use at another time, peak and code, else the total.
+    Of a step that does not fit, `needed` is what the compiler's message says.
     """
     state = abstract_state(run.rule)
     kinds = {
@@ -136,13 +137,16 @@ def memory(run: Run, batch: Any, program: Program) -> dict[str, int]:
     }
     kinds["other_arguments"] = _local_bytes((state, batch)) - sum(kinds.values())
     if program.compiled is None:
-        return kinds | {"total": _needed(program.problem)}
+        return kinds | {"needed": _needed(program.problem)}
     stats = program.compiled.memory_analysis()
     kinds["padding"] = stats.argument_size_in_bytes - sum(kinds.values())
     kinds["output"] = stats.output_size_in_bytes - stats.alias_size_in_bytes
     kinds["temporaries"] = stats.temp_size_in_bytes
     kinds["code"] = stats.generated_code_size_in_bytes
-    return kinds | {"total": sum(kinds.values()), "peak": stats.peak_memory_in_bytes}
+    total, peak = sum(kinds.values()), stats.peak_memory_in_bytes
+    on_tpu = run.rule.task.mesh.devices.flat[0].platform == "tpu"
+    needed = peak + kinds["code"] if on_tpu else total
+    return kinds | {"total": total, "peak": peak, "needed": needed}
 
 
 def _local_bytes(tree: Any) -> int:

@@ -36,7 +36,7 @@ def report(
     program = aot.compile_step(run, batch, options)
     memory = aot.memory(run, batch, program)
     limit = None if chip is None else round(chip.memory / chip.devices)
-    fits = program.compiled is not None and (limit is None or memory["total"] <= limit)
+    fits = program.compiled is not None and (limit is None or memory["needed"] <= limit)
     found: dict[str, Any] = {
         "schema": SCHEMA,
         "command": command,
@@ -127,18 +127,18 @@ def text(found: dict[str, Any]) -> str:
 
 
 def _fit(found: dict[str, Any]) -> list[str]:
-    limit, total = found["topology"]["memory"], found["memory"]["total"]
+    limit, needed = found["topology"]["memory"], found["memory"]["needed"]
     if limit is None:
-        return [f"memory: {size(total)} per device"]
+        return [f"memory: {size(needed)} per device"]
     verdict = "fits" if found["fits"] else "DOES NOT FIT"
-    lines = [f"{verdict}: {size(total)} of {size(limit)} per device"]
+    lines = [f"{verdict}: {size(needed)} of {size(limit)} per device"]
     return lines + ([f"  {found['problem']}"] if found["problem"] else [])
 
 
 def _memory(memory: dict[str, int]) -> list[str]:
     return [
         f"  {kind.replace('_', ' '):<17}{size(memory[kind]):>12}"
-        for kind in (*KINDS, "peak")
+        for kind in (*KINDS, "total", "peak")
         if kind in memory
     ]
 

@@ -106,12 +106,24 @@ def parameter_traffic(run: Any) -> list[dict[str, Any]]:
     in the compute dtype; the gradient of its share is then summed over data. What fsdp does not
     split is summed over data and fsdp.
     """
-    mesh = dict(run.rule.task.mesh.shape)
+    task = run.rule.task
+    mesh = dict(task.mesh.shape)
     f, d = mesh["fsdp"], mesh["data"]
-    width = np.dtype(run.rule.task.model.dtype).itemsize
+    width = np.dtype(task.model.dtype).itemsize
     uses, parts = _uses(run), run.config.rule.accumulate
-    split, whole = sum(u.split for u in uses), sum(u.whole for u in uses)
+    split = sum(u.split for u in uses)
     rows = []
+
+    def sums_of(use: Use) -> tuple[int, int]:
+        """How often gradients are summed over data, and bytes of each of their numbers.
+
+        Microbatches that are accumulated are summed once, at the end; on a TPU so are the chunks
+        of the head, in float32. The scales of norms are used in float32.
+        """
+        once = parts > 1 or (task.mesh.devices.flat[0].platform == "tpu" and use.scatters > 1)
+        single = use.name == "norms" or (once and parts == 1)
+        return (1 if once else use.scatters), (4 if single else width)
+
     if f > 1 and split:
         for kind, key in (("all-gather", "gathers"), ("reduce-scatter", "scatters")):
             used = [(getattr(u, key), u.split * f, u.name) for u in uses if u.split]
@@ -120,19 +132,24 @@ def parameter_traffic(run: Any) -> list[dict[str, Any]]:
             text = f"{width} bytes x ({terms}) x ({f} - 1) / {f}"
             rows.append({"axes": ["fsdp"], "kind": kind, "formula": text, "bytes": moved})
     if d > 1 and split:
-        # Microbatches that are accumulated are summed over data once, at the end.
-        sums = [(1 if parts > 1 else u.scatters, u.split, u.name) for u in uses if u.split]
-        terms = " + ".join(f"{times} x {size} {name}" for times, size, name in sums)
-        text = f"2 x {width} bytes x ({terms}) x ({d} - 1) / {d}"
-        moved = 2 * width * sum(times * size for times, size, _ in sums) * (d - 1) // d
-        rows.append({"axes": ["data"], "kind": "all-reduce", "formula": text, "bytes": moved})
+        terms, moved = _sum_over(d, [(*sums_of(u), u.split, u.name) for u in uses if u.split])
+        rows.append({"axes": ["data"], "kind": "all-reduce", "formula": terms, "bytes": moved})
     n = math.prod(mesh[axis] for axis in BATCH_AXES)
-    if n > 1 and whole:
+    left = [use for use in uses if use.whole]
+    if n > 1 and left:
         axes = [axis for axis in BATCH_AXES if mesh[axis] > 1]
-        text = f"2 x 4 bytes x {whole} weights that fsdp leaves whole x ({n} - 1) / {n}"
-        moved = 8 * whole * (n - 1) // n
-        rows.append({"axes": axes, "kind": "all-reduce", "formula": text, "bytes": moved})
+        terms, moved = _sum_over(n, [(*sums_of(u), u.whole, f"whole {u.name}") for u in left])
+        rows.append({"axes": axes, "kind": "all-reduce", "formula": terms, "bytes": moved})
     return rows
+
+
+def _sum_over(n: int, used: Sequence[tuple[int, int, int, str]]) -> tuple[str, int]:
+    """Formula and bytes of all-reduces among n devices: (times, bytes of each, numbers, name)."""
+    terms = " + ".join(
+        f"{times} x {width} bytes x {size} {name}" for times, width, size, name in used
+    )
+    moved = 2 * sum(times * width * size for times, width, size, _ in used) * (n - 1) // n
+    return f"2 x ({terms}) x ({n} - 1) / {n}", moved
 
 
 def _uses(run: Any) -> list[Use]:
@@ -151,9 +168,11 @@ def _uses(run: Any) -> list[Use]:
     head = Use("head", (1 + chunks if chunks > 1 else 1) * parts, chunks * parts)
     if tied:
         once = dataclasses.replace(head, name="embedding and head")
-    totals = {u.name: u for u in (blocks, once, head)}
+    norms = Use("norms", parts, parts)
+    totals = {u.name: u for u in (blocks, once, head, norms)}
     for path, size, axes in _shares(run):
         use = blocks if path.startswith("blocks") else head if path.startswith("output") else once
+        use = norms if "norm" in path and not axes else use
         kind = "split" if "fsdp" in axes else "whole"
         held = totals[use.name]
         totals[use.name] = dataclasses.replace(held, **{kind: getattr(held, kind) + size})
