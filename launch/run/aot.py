@@ -31,8 +31,9 @@ ASYNC_TPU = {
     "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
     "xla_tpu_overlap_compute_collective_tc": True,
 }
-# On a GPU collectives are asynchronous by default; this one moves them apart from their users.
-ASYNC_GPU = {"xla_gpu_enable_latency_hiding_scheduler": True}
+# On a GPU collectives are asynchronous by default, and those of a loop wait at its start: this one
+# gathers what the next iteration needs.
+ASYNC_GPU = {"xla_gpu_enable_pipelined_all_gather": True}
 ASYNC: dict[str, dict[str, bool]] = {"tpu": ASYNC_TPU, "gpu": ASYNC_GPU, "cpu": {}}
 
 SHORT = 64  # positions of a row that attention does in one dense product, whatever it does else
