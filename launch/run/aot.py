@@ -138,7 +138,7 @@ def memory(run: Run, batch: Any, program: Program) -> dict[str, int]:
     }
     kinds["other_arguments"] = _local_bytes((state, batch)) - sum(kinds.values())
     if program.compiled is None:
-        return kinds | {"needed": _needed(program.problem)}
+        return kinds | {"needed": _needed(program.problem, sum(kinds.values()))}
     stats = program.compiled.memory_analysis()
     kinds["padding"] = stats.argument_size_in_bytes - sum(kinds.values())
     kinds["output"] = stats.output_size_in_bytes - stats.alias_size_in_bytes
@@ -158,11 +158,19 @@ def _local_bytes(tree: Any) -> int:
     )
 
 
-def _needed(problem: str) -> int:
-    """The bytes that a message such as `Used 43.1G of 31.25G hbm` names; 0 where it names none."""
+def _needed(problem: str, arguments: int) -> int:
+    """The bytes that a compiler's message says a step needs; 0 where it names none.
+
+    libtpu says `Used 43.1G of 31.25G hbm`, of everything, or `HLO temporaries (24.46G) exceeds`.
+    """
     units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    found = re.search(r"[Uu]sed ([\d.]+)([KMGT]?)i?B? of", problem)
-    return round(float(found[1]) * units[found[2]]) if found else 0
+    for pattern, more in (
+        (r"[Uu]sed ([\d.]+)([KMGT]?)i?B? of", 0),
+        (r"temporaries \(([\d.]+)([KMGT]?)i?B?\) exceed", arguments),
+    ):
+        if found := re.search(pattern, problem):
+            return round(float(found[1]) * units[found[2]]) + more
+    return 0
 
 
 def executed_flops(run: Run, batch: Any) -> Flops:

@@ -183,9 +183,18 @@ def test_flags_for_asynchronous_collectives_can_be_changed() -> None:
 
 
 def test_a_step_that_does_not_fit_says_what_it_needs() -> None:
-    message = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 43.5G of 31.25G hbm."
-    found = aot.memory(small_run(), {}, aot.Program(None, {}, message))
-    assert found["needed"] == 43.5 * 2**30 and found["parameters"] > 0
+    """By the two messages of libtpu: of all that is used, or of what comes on top of arguments."""
+    used = "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 43.5G of 31.25G hbm."
+    temporaries = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (24.5G) exceeds available HBM (15.75G)."
+    )
+    run = small_run()
+    found = aot.memory(run, {}, aot.Program(None, {}, used))
+    assert found.pop("needed") == 43.5 * 2**30 and found["parameters"] > 0
+    arguments = sum(found.values())
+    found = aot.memory(run, {}, aot.Program(None, {}, temporaries))
+    assert found["needed"] == 24.5 * 2**30 + arguments
 
 
 def small_run() -> Any:
