@@ -51,10 +51,18 @@ def collectives() -> dict[str, str]:
     return {"collectives/steps.json": text}
 
 
+def compiled() -> dict[str, str]:
+    """The reports of steps that are compiled for machines that are not there."""
+    from tests import golden_compile
+
+    return {f"compile/{name}.json": golden_compile.text(name) for name in golden_compile.REPORTS}
+
+
 KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "configs": configs,
     "losses": losses,
     "collectives": collectives,
+    "compile": compiled,
 }
 
 

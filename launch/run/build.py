@@ -58,7 +58,7 @@ def build(
         dispatch=config.mesh.dispatch,
         reduce_dtype=config.mesh.reduce_dtype,
     )
-    policy = precision.resolve(config.precision.policy)
+    policy = precision.resolve(config.precision.policy, parallel.platform_of(mesh))
     task = Task(
         model=family.Model(model_config, dtype=policy.compute_dtype),
         example=family.example(model_config, 2),

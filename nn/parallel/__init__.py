@@ -13,6 +13,7 @@ from nn.parallel.mesh import batch_spec as batch_spec
 from nn.parallel.mesh import make_mesh as make_mesh
 from nn.parallel.mesh import mesh_shape as mesh_shape
 from nn.parallel.mesh import parse_rules as parse_rules
+from nn.parallel.mesh import platform_of as platform_of
 from nn.parallel.mesh import row_shares as row_shares
 from nn.parallel.mesh import shardings as shardings
 from nn.parallel.spmd import spmd as spmd

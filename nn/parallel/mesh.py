@@ -144,6 +144,11 @@ def platform() -> str:
     return _PLATFORM.get() or jax.default_backend()
 
 
+def platform_of(mesh: Any) -> str:
+    """cpu | gpu | tpu: what a mesh consists of; `platform()` where it has no devices, or is None."""
+    return str(mesh.devices.flat[0].platform) if isinstance(mesh, Mesh) else platform()
+
+
 def mesh_shape(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
     """The size of every axis, slow links first, for a number of devices.
 
@@ -189,7 +194,10 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     if devices[0].platform == "tpu" and len(devices) > 1:
         from jax.experimental import mesh_utils  # physical torus order; needs real TPU coordinates
 
-        grid = mesh_utils.create_device_mesh(tuple(shape.values()), devices=devices)
+        # An axis may take part of a side of the torus: 8 of a cube of 4 x 4 x 4, say.
+        grid = mesh_utils.create_device_mesh(
+            tuple(shape.values()), devices=devices, allow_split_physical_axes=True
+        )
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from nn.parallel.mesh import Rules, use_rules
+from nn.parallel.mesh import Rules, platform_of, use_rules
 
 
 def spmd(
@@ -20,11 +20,10 @@ def spmd(
     With no mesh, or a mesh of one device, `fn` runs as it is: the single-device program is the
     very same function.
     """
-    platform = mesh.devices.flat[0].platform if isinstance(mesh, Mesh) else ""
 
     @functools.wraps(fn)
     def body(*args: Any) -> Any:
-        with use_rules(rules, platform):
+        with use_rules(rules, platform_of(mesh)):
             return fn(*args)
 
     if mesh is None or mesh.size == 1:
