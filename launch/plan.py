@@ -5,18 +5,21 @@ The step is traced for one device of each kind of mesh; nothing is compiled and 
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+from ml_collections import FrozenConfigDict
 
 from launch.cluster import hardware
-from launch.run import arguments, plan_report, planning, precision
+from launch.run import arguments, plan_report, planning
 from launch.run import config as configs
 from launch.run.errors import guard_input
 from nn import names, parallel
+from nn.parallel.mesh import compiled_for
 
 EXAMPLE = "python -m launch.plan --config=experiments/llama3.py:8b --hardware=v5p --devices=512"
 
@@ -46,16 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         names.lookup("--mesh", options.mesh, dict.fromkeys(("search", "as-config")))
         jax.config.update("jax_platforms", "cpu")  # no accelerator of this machine is touched
         config = configs.load(spec, overrides)
-        if config.precision.policy == precision.AUTO:  # that of an accelerator
-            policy = precision.resolve(precision.AUTO, "tpu").name
-            config = configs.override(config, [f"precision.policy={policy}"])
         start = time.perf_counter()
-        planner = planning.Planner(config, planning.machine(chip, options.devices), options.devices)
-        if options.mesh == "search":
-            found = planning.search(planner, options.programs)
-        else:
-            wanted = {axis: config.mesh[axis] for axis in parallel.AXES}
-            found = planning.only(planner, parallel.mesh_shape(wanted, options.devices))
+        with compiled_for(chip.platform):
+            planner, found = planned(config, chip, options)
         taken = time.perf_counter() - start
     lines: list[str] = []
     if found.fitting:
@@ -68,6 +64,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         result |= {"hardware": options.hardware, "seconds": taken, "commands": lines}
         Path(options.json).write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     return 0
+
+
+def planned(
+    config: FrozenConfigDict, chip: hardware.Chip, options: argparse.Namespace
+) -> tuple[planning.Planner, planning.Plan]:
+    """The planner, and the meshes that it found or the one of the config."""
+    planner = planning.Planner(config, planning.machine(chip, options.devices), options.devices)
+    if options.mesh == "search":
+        return planner, planning.search(planner, options.programs)
+    wanted = {axis: config.mesh[axis] for axis in parallel.AXES}
+    return planner, planning.only(planner, parallel.mesh_shape(wanted, options.devices))
 
 
 if __name__ == "__main__":

@@ -41,6 +41,11 @@ class Chip:
     source: str
     devices: int = 1  # JAX devices per chip
 
+    @property
+    def platform(self) -> str:
+        """gpu | tpu: what JAX calls it."""
+        return "tpu" if self.torus else "gpu"
+
     def peak(self, dtype: Any) -> float | None:
         """FLOP/s of one JAX device for products of `dtype`; None where it has no such unit."""
         name = np.dtype(dtype).name

@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from launch.run.build import Run, loader, open_data
+from launch.run import shapes
+from launch.run.build import Run
 from launch.run.state import abstract_state
 from launch.run.step import train_step
 from nn import parallel
@@ -36,7 +36,6 @@ ASYNC_TPU = {
 ASYNC_GPU = {"xla_gpu_enable_pipelined_all_gather": True}
 ASYNC: dict[str, dict[str, bool]] = {"tpu": ASYNC_TPU, "gpu": ASYNC_GPU, "cpu": {}}
 
-SHORT = 64  # positions of a row that attention does in one dense product, whatever it does else
 PIECE = re.compile(r"[\w.]+=[\w.\-]+")
 WORDS = {"true": True, "false": False}
 
@@ -69,27 +68,12 @@ def compiler_options(platform: str, asynchronous: bool, text: str) -> dict[str, 
 
 
 def abstract_batch(run: Run) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, dtypes and shardings of a training batch.
-
-    Those of rows of tokens and of pictures follow from the config; other data sets are opened.
-    """
-    config, task = run.config, run.rule.task
-    rows, data = config.data.batch_size, config.data
-    shapes: dict[str, tuple[tuple[int, ...], Any]]
-    if config.objective.name == "next_token":
-        names = ("inputs", "targets", "segments", "positions", "mask")
-        kinds = {name: np.float32 if name == "mask" else np.int32 for name in names}
-        shapes = {name: ((rows, data.sequence_length), kinds[name]) for name in names}
-    elif config.objective.name == "classify" and "image_size" in data:
-        picture = (rows, data.image_size, data.image_size, data.channels)
-        shapes = {"inputs": (picture, np.float32), "labels": ((rows,), np.int32)}
-    else:
-        batch = loader(config, open_data(config, "train"), train=True).batch(0)
-        shapes = {name: ((rows, *x.shape[1:]), x.dtype) for name, x in batch.items()}
-    plain = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
-    shardings: Any = parallel.shardings(task.mesh, task.batch_specs(plain))
+    """Shapes, dtypes and shardings of a training batch."""
+    task = run.rule.task
+    plain = shapes.batch_of(run.config, task)
+    places: Any = parallel.shardings(task.mesh, task.batch_specs(plain))
     return {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name])
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[name])
         for name, x in plain.items()
     }
 
@@ -179,38 +163,6 @@ def executed_flops(run: Run, batch: Any) -> Flops:
 
 
 def model_flops(run: Run, batch: Any) -> Flops:
-    """What the model needs for one step: nothing twice, and attention as dense products.
-
-    The convention for attention must not depend on how it is computed, so it is counted on a short
-    row, where it is one dense product, and scaled by the square of the length.
-    """
-    needed = _needed_flops(run, batch)
-    length = run.config.data.sequence_length
-    if "attention" not in needed.matmul or run.config.objective.name != "next_token":
-        return needed
-    short = min(length, SHORT)
-    row = {n: jax.ShapeDtypeStruct((x.shape[0], short), x.dtype) for n, x in batch.items()}
-    dense = _needed_flops(run, row).matmul["attention"] * length**2 // short**2
-    return dataclasses.replace(needed, matmul={**needed.matmul, "attention": dense})
-
-
-def _needed_flops(run: Run, batch: Any) -> Flops:
-    """FLOPs of the loss and its gradient on one device."""
-    task = run.rule.task
-    options = task.objective_config
-    if hasattr(options, "chunks"):  # they change nothing, and need not divide a short row
-        options = dataclasses.replace(options, chunks=1)
-
-    def loss(params: Any, batch: Any) -> jax.Array:
-        key = jax.random.key(0)
-        variables = {"params": params, **state.variables}
-        sums, _ = task.objective.sums(options, task.model, variables, batch, key, train=True)
-        return sums["loss"][0]
-
+    """What the model needs for one step: see `launch.run.shapes.model_flops`."""
     state = jax.eval_shape(lambda: run.rule.init(0))
-    # Zeros of a batch are made inside: the statistics of a model are constants to its gradient.
-    state = state.replace(
-        variables=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state.variables)
-    )
-    plain = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
-    return flops.train_step_flops(loss, state.params, plain).model
+    return shapes.model_flops(run.config, run.rule.task, state, batch)

@@ -15,22 +15,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 from ml_collections import FrozenConfigDict
 
 from launch.cluster.hardware import Chip
-from launch.run import meshes
+from launch.run import meshes, shapes
 from launch.run.build import build
 from launch.run.meshes import Sizes
 from nn import parallel
 from nn.analysis import flops, liveness, plan, program
-from nn.analysis.flops import Flops
 from nn.analysis.plan import Machine, Prediction
 from nn.learning.task import Task
 
-SHORT = 64  # positions of a row on which FLOPs of the model are counted
 Group = tuple[int, ...]  # sizes of pipe, expert, context and tensor, and whether fsdp is split
 
 
@@ -81,9 +78,9 @@ class Planner:
         self.task = KnownTask(**fields, named=named)
         self.rule = dataclasses.replace(rule, task=self.task)
         self.state = jax.eval_shape(lambda: self.rule.init(0))
-        self.batch = abstract_batch(config, self.task)
+        self.batch = shapes.batch_of(config, self.task)
         self.judge = meshes.Judge(config, self.task, named)
-        self.needed = model_flops(self.rule, self.state, self.batch, config)
+        self.needed = shapes.model_flops(config, self.task, self.state, self.batch)
         self.traced: dict[Group, Traced] = {}
         self.specs: dict[str, Any] = {}
 
@@ -195,62 +192,6 @@ def _width(x: Any) -> int:
 
 def _bytes(x: Any) -> int:
     return math.prod(x.shape) * _width(x)
-
-
-def abstract_batch(config: FrozenConfigDict, task: Task) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a training batch as the config alone tells them; no data set is opened."""
-    rows, data = config.data.batch_size, config.data
-    if task.objective.SEQUENCE:
-        kinds = {
-            name: jnp.float32 if name == "mask" else jnp.int32 for name in task.objective.SEQUENCE
-        }
-        shape = (rows, data.sequence_length)
-        return {name: jax.ShapeDtypeStruct(shape, kind) for name, kind in kinds.items()}
-    inner = task.example[0].shape[1:]
-    if "image_size" in data and len(inner) == 3:
-        inner = (data.image_size, data.image_size, inner[-1])
-    batch = {
-        "inputs": jax.ShapeDtypeStruct((rows, *inner), task.example[0].dtype),
-        "mask": jax.ShapeDtypeStruct((rows,), jnp.float32),
-    }
-    if config.objective.name == "regress":
-        outputs = jax.eval_shape(
-            lambda: task.model.init_with_output(jax.random.key(0), *task.example)
-        )
-        return batch | {"targets": jax.ShapeDtypeStruct((rows, *outputs[0].shape[1:]), jnp.float32)}
-    return batch | {"labels": jax.ShapeDtypeStruct((rows,), jnp.int32)}
-
-
-def model_flops(rule: Any, state: Any, batch: Any, config: FrozenConfigDict) -> Flops:
-    """What the model needs for one step: nothing twice, attention as dense products.
-
-    Rows of tokens are counted short, where attention is one dense product however it is computed,
-    and scaled: attention by the square of the length, the rest by the length.
-    """
-    task = rule.task
-    options, times = task.objective_config, 1
-    if task.objective.SEQUENCE:
-        short = math.gcd(config.data.sequence_length, SHORT)
-        times = config.data.sequence_length // short
-        batch = {n: jax.ShapeDtypeStruct((x.shape[0], short), x.dtype) for n, x in batch.items()}
-        if hasattr(options, "chunks"):
-            options = dataclasses.replace(options, chunks=1)
-
-    def loss(params: Any, batch: Any) -> jax.Array:
-        variables = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state.variables)
-        weights = {"params": params, **variables}
-        sums, _ = task.objective.sums(
-            options, task.model, weights, batch, jax.random.key(0), train=True
-        )
-        total: jax.Array = sums["loss"][0]
-        return total
-
-    counted = flops.train_step_flops(loss, state.params, batch).model
-    scaled = {
-        kind: count * times * (times if kind == "attention" else 1)
-        for kind, count in counted.matmul.items()
-    }
-    return dataclasses.replace(counted, matmul=scaled)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -117,12 +117,10 @@ def parameter_traffic(run: Any) -> list[dict[str, Any]]:
     def sums_of(use: Use) -> tuple[int, int]:
         """How often gradients are summed over data, and bytes of each of their numbers.
 
-        Microbatches that are accumulated are summed once, at the end; on a TPU so are the chunks
-        of the head, in float32. The scales of norms are used in float32.
+        Microbatches that are accumulated are summed once, at the end. The scales of norms are
+        used in float32.
         """
-        once = parts > 1 or (task.mesh.devices.flat[0].platform == "tpu" and use.scatters > 1)
-        single = use.name == "norms" or (once and parts == 1)
-        return (1 if once else use.scatters), (4 if single else width)
+        return (1 if parts > 1 else use.scatters), (4 if use.name == "norms" else width)
 
     if f > 1 and split:
         for kind, key in (("all-gather", "gathers"), ("reduce-scatter", "scatters")):
@@ -156,16 +154,15 @@ def _uses(run: Any) -> list[Use]:
     """The weights of the run by how often they are used.
 
     Those of blocks are gathered again where the backward pass computes the block again. The head
-    is applied to one chunk of positions at a time, in the backward pass again for each.
+    is gathered once, whatever the chunks in which it is applied.
     """
     model, config = run.config.model, run.config
     again = "remat" in model and model.remat != "none"
     parts = config.rule.accumulate
-    chunks = config.objective.chunks if "chunks" in config.objective else 1
     tied = "tie_embeddings" in model and model.tie_embeddings
     blocks = Use("blocks", (2 if again else 1) * parts, parts)
     once = Use("embedding", parts, parts)
-    head = Use("head", (1 + chunks if chunks > 1 else 1) * parts, chunks * parts)
+    head = Use("head", parts, parts)
     if tied:
         once = dataclasses.replace(head, name="embedding and head")
     norms = Use("norms", parts, parts)

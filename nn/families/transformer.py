@@ -29,7 +29,7 @@ from nn.parallel import BATCH_AXES, Layer, bound_axis, leave, vary
 from nn.parallel.pipeline import Stage, share
 from nn.parallel.sequence import columns
 from nn.parallel.tensor import sequence_axes
-from nn.parallel.weight import Initializer
+from nn.parallel.weight import Initializer, Weight
 
 POSITIONS = dict.fromkeys(("learned", "sinusoidal", "rotary", "alibi", "none"))
 
@@ -231,7 +231,7 @@ class Model(Layer):
         self.blocks = blocks(c, self.train)
         self.final_norm = norm.make(c.norm, c.norm_eps, c.bias, "final_norm")
         if not c.tie_embeddings:
-            self.output = embed.Head(c.vocab_size, table_init=init)
+            self.output = embed.Head(c.vocab_size, c.dim, init)
 
     def hidden(
         self,
@@ -298,9 +298,18 @@ class Model(Layer):
         rotary = c.rotary.table(positions_BT, c.head_width) if c.position == "rotary" else None
         return positions_BT, segments_BT, rotary
 
-    def head(self, x_BTD: jax.Array) -> jax.Array:
-        """Logits of this shard's part of the vocabulary, (B, T, D) -> (B, T, v)."""
-        return self.embed.attend(x_BTD) if self.config.tie_embeddings else self.output(x_BTD)
+    def head(self, x_BTD: jax.Array, weight: Weight | None = None) -> jax.Array:
+        """Logits of this shard's part of the vocabulary, (B, T, D) -> (B, T, v).
+
+        weight: `head_weight`, for a loop over pieces of x.
+        """
+        apply = self.embed.attend if self.config.tie_embeddings else self.output
+        return apply(x_BTD, weight)
+
+    def head_weight(self, like: jax.Array) -> Weight:
+        """The matrix of the head, gathered over fsdp, in the dtype of `like`."""
+        held = self.embed.table if self.config.tie_embeddings else self.output.kernel
+        return held.gathered(like)
 
     def head_positions(self, *per_position: jax.Array) -> list[jax.Array]:
         """Of arrays (B, T) with one entry per position, those that go with `hidden`."""

@@ -14,6 +14,7 @@ from nn.parallel import Layer, bound_axis, einsum, enter, leave, pipeline
 from nn.parallel import axis_index as shard_index
 from nn.parallel.collectives import all_gather, psum, psum_scatter
 from nn.parallel.tensor import sequence_is_split
+from nn.parallel.weight import Weight
 
 
 class Embed(Layer):
@@ -48,28 +49,28 @@ class Embed(Layer):
         x_BTD = jnp.where(here_BT[..., None], x_BTD, jnp.zeros((), x_BTD.dtype))
         return psum_scatter(x_BTD, axis, 1) if sequence_is_split() else psum(x_BTD, axis)
 
-    def attend(self, x_BTD: jax.Array) -> jax.Array:
-        """Logits of this shard's part of the vocabulary, (B, T, D) -> (B, T, v)."""
-        return einsum("btd,vd->btv", x_BTD, self.table)
+    def attend(self, x_BTD: jax.Array, table: Weight | None = None) -> jax.Array:
+        """Logits of this shard's part of the vocabulary, (B, T, D) -> (B, T, v).
+
+        table: `self.table`, if it is gathered already.
+        """
+        return einsum("btd,vd->btv", x_BTD, table or self.table)
 
 
 class Head(Layer):
     """Output projection of its own, (B, T, D) -> (B, T, v)."""
 
     size: int
-    bias: bool = False
+    features: int
     table_init: initializers.Initializer = initializers.normal(0.02)
 
-    @nn.compact
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        shape = (x_BTD.shape[-1], self.size)
-        logits = einsum(
-            "btd,dv->btv", x_BTD, self.weight("kernel", shape, ("embed", "vocab"), self.table_init)
-        )
-        if self.bias:
-            bias = self.weight("bias", (self.size,), ("vocab",), initializers.zeros)
-            logits = logits + bias.beside(logits)
-        return logits
+    def setup(self) -> None:
+        shape = (self.features, self.size)
+        self.kernel = self.weight("kernel", shape, ("embed", "vocab"), self.table_init)
+
+    def __call__(self, x_BTD: jax.Array, kernel: Weight | None = None) -> jax.Array:
+        """kernel: `self.kernel`, if it is gathered already."""
+        return einsum("btd,dv->btv", x_BTD, kernel or self.kernel)
 
 
 def head_input(x_BTD: jax.Array, size: int) -> jax.Array:

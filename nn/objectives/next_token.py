@@ -72,9 +72,12 @@ def _sums(
 ) -> Sums:
     """Sums of the head's loss over the positions of `hidden_BTD`; all positions of the others."""
     split = bound_axis("vocab", model.config.vocab_size)
+    weight: Any = None
+    if config.chunks > 1:  # gathered before the loop, not in each of its iterations
+        weight = model.apply(variables, hidden_BTD, method="head_weight")
 
     def chunk(hidden_BCD: jax.Array, targets_BC: jax.Array, mask_BC: jax.Array) -> Any:
-        logits: Any = model.apply(variables, hidden_BCD, method="head")
+        logits: Any = model.apply(variables, hidden_BCD, weight, method="head")
         loss_BC = losses.softmax_cross_entropy(
             logits,
             targets_BC,

@@ -145,7 +145,7 @@ def platform() -> str:
 
 
 def platform_of(mesh: Any) -> str:
-    """cpu | gpu | tpu: what a mesh consists of; `platform()` where it has no devices, or is None."""
+    """cpu | gpu | tpu: what a mesh consists of; `platform()` where that is no devices."""
     return str(mesh.devices.flat[0].platform) if isinstance(mesh, Mesh) else platform()
 
 

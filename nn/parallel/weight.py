@@ -85,6 +85,11 @@ class Weight:
             return collectives.all_gather(x, "fsdp", dims[0], same)
         return _gather_narrow(x, like.dtype, dims[0], same)
 
+    def gathered(self, like: jax.Array) -> Weight:
+        """The weight with its fsdp dimensions gathered once, for a loop that uses it often."""
+        axes = tuple(None if axis == "fsdp" else axis for axis in self.axes)
+        return Weight(self.whole(like), axes)
+
     def beside(self, y: jax.Array) -> jax.Array:
         """The value in the dtype of y, ready to be added to its last dimensions."""
         lead = (1,) * (y.ndim - self.value.ndim)
