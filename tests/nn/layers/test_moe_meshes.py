@@ -19,7 +19,6 @@ import pytest
 from nn import parallel
 from nn.layers import grouped, moe
 from nn.parallel import expert as experts
-from nn.parallel.mesh import BATCH_AXES
 from tests import parallel_cases as cases
 
 P = jax.sharding.PartitionSpec
@@ -156,13 +155,10 @@ def test_accumulation_takes_the_bias_along() -> None:
     assert np.abs(bias).max() > 0.015
 
 
-def run_dispatch(
-    way: str, mesh: Any, limit: int, weights: Any, x: Any, choice: Any, weight: Any
-) -> Any:
-    """y and the gradients of sum(sin(y)) in weights and x."""
+def dispatcher(way: str, mesh: Any, limit: int) -> Any:
+    """(weights, x, choice, weight) -> y and the gradients of sum(sin(y)) in weights and x."""
     rules = parallel.Rules(dispatch=way)
-    spec, rows = P("expert"), P(BATCH_AXES)
-    on_mesh = mesh is not None
+    spec, rows = P("expert"), P(("data", "expert"))
 
     def local(weights: Any, x: Any, choice: Any, weight: Any) -> Any:
         def loss(weights: Any, x: Any) -> Any:
@@ -175,10 +171,8 @@ def run_dispatch(
         return y, gradients
 
     in_specs = ((spec, spec), rows, rows, rows)
-    run = parallel.spmd(
-        local, mesh if on_mesh else None, rules, in_specs, (rows, ((spec, spec), rows))
-    )
-    return jax.jit(run)(weights, x, choice, weight)
+    run = parallel.spmd(local, mesh, rules, in_specs, (rows, ((spec, spec), rows)))
+    return jax.jit(run)
 
 
 @pytest.mark.parametrize("limit", [32, 3])
@@ -197,12 +191,26 @@ def test_every_dispatch_gives_the_same(way: str, limit: int) -> None:
         fits = jax.vmap(lambda c: experts.ranks(c, 8)[0])(choice.reshape(8, 4, 2)) < limit
         choice = jnp.where(fits.reshape(32, 2), choice, 8)
         assert 0 < int((choice == 8).sum()) < 16
-    reference = run_dispatch("gather", None, 32, weights, x, choice, weight)
+    reference = dispatcher("gather", None, 32)(weights, x, choice, weight)
     mesh = parallel.make_mesh({"expert": 4, "data": 2}, jax.devices())
-    result = run_dispatch(way, mesh, min(limit, 4), weights, x, choice, weight)
+    result = dispatcher(way, mesh, min(limit, 4))(weights, x, choice, weight)
     for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(reference), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * float(np.abs(b).max()))
     assert not np.asarray(result[1][0][0])[6].any()
+
+
+def test_accelerators_send_ragged_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a TPU gets, lowered without one: there, back, and both once more backwards."""
+    monkeypatch.setattr(experts, "platform", lambda: "tpu")
+    monkeypatch.setattr(grouped, "platform", lambda: "tpu")
+    mesh = parallel.make_mesh({"expert": 4, "data": 2}, jax.devices())
+    shapes = ((8, 10, 6), (8, 6, 10)), (32, 10), (32, 2), (32, 2)
+    kinds = (jnp.float32, jnp.float32), jnp.float32, jnp.int32, jnp.float32
+    arguments = jax.tree.map(lambda kind, shape: jax.ShapeDtypeStruct(shape, kind), kinds, shapes)
+    traced = dispatcher("auto", mesh, 4).trace(*arguments)
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("@ragged_all_to_all") == 4
+    assert text.count('"stablehlo.all_gather"') == 1  # of how many rows each one sends
 
 
 def test_experts_that_do_not_divide_are_refused() -> None:
