@@ -15,6 +15,7 @@ in it (all but its inputs); 1f1b runs both passes itself.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -108,10 +109,10 @@ def circular(stage: Stage, weights: Any, carry: Any, parts: int, rounds: int) ->
         y, aux = step(weights, carry, received, work.chunk, work.part)
         final = work.live & (here == n - 1) & (work.chunk == rounds - 1)
         done = _put(done, y, work.part, parts, final)
-        aux = _where(work.live, aux, jax.tree.map(jnp.zeros_like, aux))
+        aux = _where(work.live, aux, _zeros(aux))
         return (_shift(y, 1), done), aux
 
-    start = jax.tree.map(jnp.zeros_like, (rows(carry, 0, parts, batch), carry))
+    start = _zeros((rows(carry, 0, parts, batch), carry))
     (_, done), aux = lax.scan(tick, start, jnp.arange(schedule.ticks(n, parts, rounds)))
     return done, jax.tree.map(lambda x: psum(x.sum(axis=0), PIPE) / parts, aux)
 
@@ -146,7 +147,7 @@ def one_f_one_b(
     weights, rest = vary((weights, rest), _axes(carry))
 
     def passes(weights: Any, rest: Any, carry: Any) -> Any:
-        return _both_passes(stage, last, weights, rest, carry, parts, aux_weight)
+        return _Passes(stage, last, weights, rest, carry, parts, aux_weight).run()
 
     @jax.custom_vjp
     def run(weights: Any, rest: Any, carry: Any) -> Any:
@@ -161,79 +162,104 @@ def one_f_one_b(
     return loss, *lax.stop_gradient((metrics, aux))
 
 
-def _both_passes(
-    stage: Stage, last: Any, weights: Any, rest: Any, carry: Any, parts: int, aux_weight: jax.Array
-) -> tuple[Any, Any]:
-    """((loss, metrics, aux), gradients of the loss)."""
-    n, here, batch = stages(), axis_index(PIPE), jax.tree.leaves(carry)[0].shape[0]
-    depth = min(2 * n - 1, parts)  # microbatches between the two passes of a stage, at most
+@dataclasses.dataclass(frozen=True)
+class _Passes:
+    """Both passes of `one_f_one_b`; fields as its arguments. Lives inside one trace."""
 
-    def with_loss(weights: Any, x: Any, part: Any) -> Any:
-        y, aux = stage(weights, x, 0, part)
-        return (y, aux["loss"] * aux_weight if "loss" in aux else None), aux
+    stage: Stage
+    last: Callable[[Any, Any, Any], tuple[jax.Array, Any]]
+    weights: Any
+    rest: Any
+    carry: Any
+    parts: int
+    aux_weight: jax.Array
 
-    def forward(received: Any, kept: Any, time: Any) -> Any:
-        live, part, _ = schedule.forward(time, here, n, parts)
-        x = _where(here == 0, rows(carry, part, parts, batch), received)
-        (y, loss), aux = with_loss(weights, x, part)
-        kept = jax.tree.map(lambda k, x: _write(k, x, part % depth, 0, live), kept, x)
-        sums = (loss, aux)
-        return y, kept, _where(live, sums, jax.tree.map(jnp.zeros_like, sums))
+    @property
+    def depth(self) -> int:
+        """Microbatches between the two passes of a stage, at most."""
+        return min(2 * stages() - 1, self.parts)
 
-    def head(rest: Any, y: Any, time: Any) -> Any:
-        part = schedule.forward(time, n - 1, n, parts).part
+    def input(self, part: Any) -> Any:
+        """What a microbatch enters the first stage with."""
+        return rows(self.carry, part, self.parts, jax.tree.leaves(self.carry)[0].shape[0])
+
+    def with_loss(self, weights: Any, x: Any, part: Any) -> Any:
+        """((output, what the stage adds to the loss or None), aux)."""
+        y, aux = self.stage(weights, x, 0, part)
+        return (y, aux["loss"] * self.aux_weight if "loss" in aux else None), aux
+
+    def forward(self, received: Any, kept: Any, time: Any) -> Any:
+        """Output, inputs kept for the backward pass, and (loss, aux) of the stage."""
+        here = axis_index(PIPE)
+        live, part, _ = schedule.forward(time, here, stages(), self.parts)
+        x = _where(here == 0, self.input(part), received)
+        (y, loss), aux = self.with_loss(self.weights, x, part)
+        slot = part % self.depth
+        kept = jax.tree.map(lambda k, x: _write(k, x, slot, 0, live), kept, x)
+        return y, kept, _where(live, (loss, aux), _zeros((loss, aux)))
+
+    def head(self, y: Any, time: Any) -> Any:
+        """(loss, metrics) of the microbatch that the last stage has just done; its gradients."""
+        n = stages()
+        part = schedule.forward(time, n - 1, n, self.parts).part
+        final = axis_index(PIPE) == n - 1
 
         def of_last(rest: Any, y: Any) -> Any:
-            y = _where(here == n - 1, y, jax.tree.map(jnp.zeros_like, y))
-            return last(rest, y, part)
+            return self.last(rest, _where(final, y, _zeros(y)), part)
 
-        loss, pull, metrics = jax.vjp(of_last, rest, y, has_aux=True)
+        loss, pull, metrics = jax.vjp(of_last, self.rest, y, has_aux=True)
         return (loss, metrics), pull(jnp.ones_like(loss))
 
-    def backward(cotangent: Any, kept: Any, gradients: Any, time: Any) -> Any:
-        live, part, _ = schedule.backward(time, here, n, parts)
-        x = jax.tree.map(lambda k: k[part % depth], kept)
-        (_, loss), pull, _ = jax.vjp(lambda w, x: with_loss(w, x, part), weights, x, has_aux=True)
+    def backward(self, cotangent: Any, kept: Any, gradients: Any, time: Any) -> Any:
+        """Cotangent for the stage before, and the gradients with those of a microbatch."""
+        here = axis_index(PIPE)
+        live, part, _ = schedule.backward(time, here, stages(), self.parts)
+        x = jax.tree.map(lambda k: k[part % self.depth], kept)
+        (_, loss), pull, _ = jax.vjp(
+            lambda w, x: self.with_loss(w, x, part), self.weights, x, has_aux=True
+        )
         seed = (cotangent, jax.tree.map(jnp.ones_like, loss))
-        dw, dx = pull(_where(live, seed, jax.tree.map(jnp.zeros_like, seed)))
+        dw, dx = pull(_where(live, seed, _zeros(seed)))
         of_weights, of_carry = gradients
-        of_weights = jax.tree.map(jnp.add, of_weights, dw)
-        return _shift(dx, -1), (of_weights, _put(of_carry, dx, part, parts, live & (here == 0)))
+        of_carry = _put(of_carry, dx, part, self.parts, live & (here == 0))
+        return _shift(dx, -1), (_add(of_weights, dw), of_carry)
 
-    def fill(state: Any, time: Any) -> Any:
-        received, kept = state
-        y, kept, sums = forward(received, kept, time)
-        return (_shift(y, 1), kept), sums
+    def run(self) -> tuple[Any, Any]:
+        """((loss, metrics, aux), gradients of the loss)."""
+        final = axis_index(PIPE) == stages() - 1
 
-    def steady(state: Any, time: Any) -> Any:
-        received, kept, cotangent, gradients, of_rest = state
-        y, kept, sums = forward(received, kept, time)
-        out, (dr, dy) = head(rest, y, time)
-        cotangent = _where(here == n - 1, dy, cotangent)
-        cotangent, gradients = backward(cotangent, kept, gradients, time)
-        of_rest = jax.tree.map(jnp.add, of_rest, dr)
-        return (_shift(y, 1), kept, cotangent, gradients, of_rest), (sums, out)
+        def fill(state: Any, time: Any) -> Any:
+            received, kept = state
+            y, kept, sums = self.forward(received, kept, time)
+            return (_shift(y, 1), kept), sums
 
-    def drain(state: Any, time: Any) -> Any:
-        cotangent, gradients = state
-        return backward(cotangent, kept, gradients, time), None
+        def steady(state: Any, time: Any) -> Any:
+            received, kept, cotangent, gradients, of_rest = state
+            y, kept, sums = self.forward(received, kept, time)
+            out, (dr, dy) = self.head(y, time)
+            cotangent = _where(final, dy, cotangent)
+            cotangent, gradients = self.backward(cotangent, kept, gradients, time)
+            return (_shift(y, 1), kept, cotangent, gradients, _add(of_rest, dr)), (sums, out)
 
-    zero = jax.tree.map(jnp.zeros_like, (rows(carry, 0, parts, batch), (weights, carry), rest))
-    kept = jax.tree.map(lambda x: jnp.stack([x] * depth), zero[0])
-    (received, kept), early = lax.scan(fill, (zero[0], kept), _times(0, n, parts))
-    state = (received, kept, zero[0], zero[1], zero[2])
-    state, (late, (losses, metrics)) = lax.scan(steady, state, _times(1, n, parts))
-    _, kept, cotangent, gradients, of_rest = state
-    (_, (of_weights, of_carry)), _ = lax.scan(drain, (cotangent, gradients), _times(2, n, parts))
+        def drain(state: Any, time: Any) -> Any:
+            return self.backward(state[0], kept, state[1], time), None
 
-    loss, aux = jax.tree.map(lambda a, b: a.sum(axis=0) + b.sum(axis=0), early, late)
-    total = losses.sum(axis=0) + (0.0 if loss is None else loss)
-    metrics = jax.tree.map(lambda x: x.sum(axis=0), metrics)
-    return (total, metrics, aux), (of_weights, of_rest, of_carry)
+        filling, full, draining = (
+            jnp.asarray(np.asarray(phase, np.int32))
+            for phase in schedule.phases(stages(), self.parts)
+        )
+        x = _zeros(self.input(0))
+        kept = jax.tree.map(lambda x: jnp.stack([x] * self.depth), x)
+        (received, kept), early = lax.scan(fill, (x, kept), filling)
+        start = (received, kept, x, _zeros((self.weights, self.carry)), _zeros(self.rest))
+        state, (late, (losses, metrics)) = lax.scan(steady, start, full)
+        _, kept, cotangent, gradients, of_rest = state
+        (_, (of_weights, of_carry)), _ = lax.scan(drain, (cotangent, gradients), draining)
 
-
-def _times(phase: int, stages: int, parts: int) -> jax.Array:
-    return jnp.asarray(np.asarray(schedule.phases(stages, parts)[phase], np.int32))
+        loss, aux = jax.tree.map(lambda a, b: a.sum(axis=0) + b.sum(axis=0), early, late)
+        total = losses.sum(axis=0) + (0.0 if loss is None else loss)
+        metrics = jax.tree.map(lambda x: x.sum(axis=0), metrics)
+        return (total, metrics, aux), (of_weights, of_rest, of_carry)
 
 
 def _to_users(weights: Any, rounds: int) -> Any:
@@ -267,6 +293,14 @@ def _axes(tree: Any) -> set[str]:
 
 def _by_part(x: jax.Array, parts: int) -> jax.Array:
     return x.reshape(x.shape[0] // parts, parts, *x.shape[1:])
+
+
+def _zeros(tree: Any) -> Any:
+    return jax.tree.map(jnp.zeros_like, tree)
+
+
+def _add(a: Any, b: Any) -> Any:
+    return jax.tree.map(jnp.add, a, b)
 
 
 def _where(condition: Any, yes: Any, no: Any) -> Any:

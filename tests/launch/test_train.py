@@ -135,12 +135,7 @@ def test_generate_is_the_same_on_every_mesh(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outputs = []
-    for mesh in (
-        [],
-        ["--config.mesh.tensor=8"],
-        ["--config.mesh.fsdp=4"],
-        ["--config.mesh.pipe=2"],
-    ):
+    for mesh in ("data=8", "tensor=8", "fsdp=4", "pipe=2"):
         prompts = ["--prompt=def f(", "--prompt=import numpy", "--length=8", "--seed=3"]
         generate.main([f"--workdir={finished}", *prompts, f"--config.mesh.{mesh}"])
         text = capsys.readouterr().out

@@ -174,7 +174,7 @@ class Weighed(transformer.Block):
         carry, _ = super().__call__(carry, layer, *context)
         axes = (*parallel.BATCH_AXES, "context", "tensor")
         square, size = jnp.mean(carry[0] ** 2), jnp.mean(jnp.abs(carry[0]))
-        return carry, {"loss": 0.1 * pmean(square, axes), "size": pmean(size, axes)}
+        return carry, {"loss": 10 * pmean(square, axes), "size": pmean(size, axes)}
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_what_blocks_add_to_the_loss(name: str, monkeypatch: pytest.MonkeyPatch)
     plain = one_device(GPT, 1)
     monkeypatch.setattr(transformer, "Block", Weighed)
     reference = cases.measure("transformer", GPT, {})
-    assert reference.loss > plain.loss + 0.001 and reference.means["size"] > 0
+    assert reference.loss > plain.loss + 0.01 and reference.means["size"] > 0
     compare(GPT, P2T2F2, name, 2, reference=reference)
 
 
@@ -242,7 +242,7 @@ def temporary_memory(name: str, parts: int) -> float:
 @pytest.mark.slow
 def test_memory_of_a_microbatch() -> None:
     """1f1b keeps a microbatch's input and its gradient only; gpipe a stage input and output too."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     try:
         growth = {
