@@ -26,3 +26,9 @@ def lookup(kind: str, name: str, options: Mapping[str, Any]) -> Any:
     if name not in options:
         raise unknown(kind, name, options)
     return options[name]
+
+
+def nearest_divisor(number: int, wanted: int) -> int:
+    """The divisor of a number that is nearest to the one that was wanted."""
+    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    return min(divisors, key=lambda d: (abs(d - wanted), d))

@@ -87,13 +87,13 @@ class Config:
         if not self.head_dim and self.dim % self.num_heads:
             raise ValueError(
                 f"model.num_heads={self.num_heads} does not divide model.dim={self.dim}; "
-                f"nearest that does: {_nearest_divisor(self.dim, self.num_heads)}"
+                f"nearest that does: {names.nearest_divisor(self.dim, self.num_heads)}"
             )
         if self.num_heads % self.kv_heads:
             raise ValueError(
                 f"model.num_kv_heads={self.num_kv_heads} does not divide "
                 f"model.num_heads={self.num_heads}; nearest that does: "
-                f"{_nearest_divisor(self.num_heads, self.kv_heads)}"
+                f"{names.nearest_divisor(self.num_heads, self.kv_heads)}"
             )
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"model.dropout={self.dropout}: must be in [0, 1)")
@@ -253,8 +253,7 @@ class Model(Layer):
         """
         x_BTD, positions_BT = self._before(tokens_BT, positions_BT, cached=cache is not None)
         carry, context = (x_BTD, cache), (positions_BT, segments_BT)
-        carry, aux = run(self.blocks, self.config.num_layers, carry, context, self._seen)
-        x_BTD, cache = carry
+        (x_BTD, cache), aux = run(self.blocks, self.config.num_layers, carry, context, self._seen)
         return self.states(x_BTD), cache, aux
 
     def _before(
@@ -330,11 +329,6 @@ class Model(Layer):
         split = [axis] if (axis := bound_axis("heads")) else []
         shape = (c.num_layers, batch, kv_heads_here(c.num_heads, c.kv_heads), length, c.head_width)
         return vary(Cache.zeros(shape, self.dtype), (*BATCH_AXES, *split))
-
-
-def _nearest_divisor(number: int, wanted: int) -> int:
-    divisors = [d for d in range(1, number + 1) if number % d == 0]
-    return min(divisors, key=lambda d: (abs(d - wanted), d))
 
 
 def _gpt2(dim: int, layers: int, heads: int) -> Config:

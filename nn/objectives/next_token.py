@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nn import losses
+from nn import losses, names
 from nn.objectives.sums import Batch, Sums, Variables, apply
 from nn.parallel import BATCH_AXES, bound_axis, pipeline, psum, vary
 from nn.parallel.mesh import current_rules
@@ -51,8 +51,8 @@ def sums(
     Raises ValueError when chunks does not divide the positions.
     """
     model = model.clone(train=train)
-    names = ("inputs", "positions", "segments")
-    inputs = [batch[name] if name in batch else None for name in names]
+    wanted = ("inputs", "positions", "segments")
+    inputs = [batch[name] if name in batch else None for name in wanted]
     if train and pipeline.alternates():
         return _one_f_one_b(config, model, variables, inputs, batch, key), variables
     (hidden_BTD, _, aux), variables = apply(
@@ -144,11 +144,9 @@ def _over_chunks(chunk: Any, chunks: int, *arrays: jax.Array) -> tuple[jax.Array
         return chunk(*arrays)
     length = arrays[0].shape[1]
     if length % chunks:
-        near = min(
-            (c for c in range(1, length + 1) if length % c == 0), key=lambda c: abs(c - chunks)
-        )
         raise ValueError(
-            f"objective.chunks={chunks} does not divide {length} positions; nearest: {near}"
+            f"objective.chunks={chunks} does not divide {length} positions; "
+            f"nearest: {names.nearest_divisor(length, chunks)}"
         )
 
     def pieces(x: jax.Array) -> jax.Array:
