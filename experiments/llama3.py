@@ -53,6 +53,8 @@ def get_config(size: str = "8b") -> ConfigDict:
     config.mesh.data = 1
     config.mesh.fsdp = -1
     if size == "405b-pipeline":
+        config.mesh.data = -1
+        config.mesh.fsdp = 128
         config.mesh.pipe = 2
         config.mesh.schedule = "interleaved"
         config.mesh.rounds = 7

@@ -42,8 +42,8 @@ def _published(config: ConfigDict) -> None:
     config.data.eval_batches = 8
     config.optimizer.learning_rate = 3e-4
     config.optimizer.warmup_steps = 2000
-    config.mesh.data = 1
-    config.mesh.fsdp = -1
+    # Shares of a width of 4096 among more than 32 devices are narrower than a tile of a TPU.
+    config.mesh.fsdp = 16
     config.mesh.expert = 8
     config.train.steps = 500_000
     config.train.eval_every = 2000

@@ -36,6 +36,11 @@ REPORTS = {
     "llama3-8b.v5p-4096": _weak("v5p:16x16x16", 4096, 32),
     "llama3-8b.v6e-256": _weak("v6e:16x16", 256, 32),
     "llama3-8b.h200-64": _weak("h200:8x8", 64, 64),
+    "mixtral-8x7b.v5p-512": ["--config=experiments/mixtral.py:8x7b", "--topology=v5p:8x8x8"],
+    "llama3-405b.v5p-4096": [
+        "--config=experiments/llama3.py:405b-pipeline",
+        "--topology=v5p:16x16x16",
+    ],
 }
 
 
