@@ -79,6 +79,36 @@ with Checkpoints(directory / "checkpoints", report=lines.append) as checkpoints:
     tell(checkpoints.save(2, make(20), {}))
 """
 
+ROWS = """
+import types
+from launch.run.step import to_mesh
+from nn import parallel
+from nn.parallel import sequence
+batch = {"tokens": np.arange(16 * 32).reshape(16, 32), "labels": np.arange(16)}
+for sizes in ({"pipe": 8}, {"data": 2, "fsdp": 4}, {"context": 8}, {"data": 2, "context": 4},
+              {"pipe": 2, "data": 2, "tensor": 2}, {"tensor": 8}, {"expert": 4, "tensor": 2}):
+    for devices in (jax.devices(), jax.devices()[::2] + jax.devices()[1::2]):
+        mesh = parallel.make_mesh(sizes, devices)
+        order = sequence.order(32, mesh.shape["context"], "zigzag")
+        task = types.SimpleNamespace(
+            mesh=mesh,
+            arrange=lambda rows: rows | {"tokens": rows["tokens"][:, order]},
+            batch_specs=lambda rows: {
+                name: parallel.batch_spec(mesh, x.ndim, 1) for name, x in rows.items()
+            },
+        )
+        shares, count = parallel.row_shares(mesh)
+        parts = {name: np.split(x, count) for name, x in batch.items()}
+        held = {name: np.concatenate([x[i] for i in shares]) for name, x in parts.items()}
+        placed = to_mesh(types.SimpleNamespace(task=task), held)
+        whole = task.arrange(batch)
+        same = all(
+            np.array_equal(shard.data, whole[name][shard.index])
+            for name, x in placed.items() for shard in x.addressable_shards
+        )
+        tell(*shares, "of", count, same)
+"""
+
 STOP = """
 with Signals() as signals:
     for step in range(1, 300):
@@ -158,6 +188,18 @@ def test_they_save_together_and_one_process_goes_on(tmp_path: Path) -> None:
     full = np.arange(64 * 3, dtype=np.float32).reshape(64, 3)
     np.testing.assert_array_equal(np.asarray(state["kernel"]), 20 * full)
     assert (tmp_path / "checkpoints" / "2.damaged").is_dir()
+
+
+@pytest.mark.slow
+def test_each_loads_the_rows_that_its_devices_hold(tmp_path: Path) -> None:
+    """On each mesh with the devices in order, then with those of one process apart."""
+    lines = told(tmp_path, start(tmp_path, ROWS))
+    assert [line.endswith("True") for found in lines for line in found] == [True] * 28
+    shares = [[line.removesuffix(" True") for line in found] for found in lines]
+    every, half, apart = ("0 of 1", "0 of 1"), ("0 of 2", "1 of 2"), ("0 2 of 4", "1 3 of 4")
+    meshes = [(every, every), (half, apart), (every, every), (half, every), (every, half)]
+    meshes += [(every, every), (half, apart)]
+    assert list(zip(*shares, strict=True)) == [pair for mesh in meshes for pair in mesh]
 
 
 @pytest.mark.slow
