@@ -139,9 +139,15 @@ def _check_pipeline(config: FrozenConfigDict, task: Task) -> None:
     if stages == 1:
         return
     schedule.check(options.schedule, stages, parts, options.rounds)
-    params = jax.eval_shape(lambda: task.variables(0))["params"]
-    named = jax.tree.leaves(params, is_leaf=is_named)
+    variables = jax.eval_shape(lambda: task.variables(0))
+    named = jax.tree.leaves(variables.pop("params"), is_leaf=is_named)
     depths = {x.value.shape[0] for x in named if is_named(x) and x.names[:1] == ("layers",)}
+    if depths and jax.tree.leaves(variables):
+        raise ValueError(
+            f"mesh.pipe={stages}: a pipeline cannot update what layers keep beside their weights, "
+            f"{', '.join(variables)} here (for experts: model.router_bias_rate=0 keeps nothing); "
+            f"nearest: mesh.pipe=1"
+        )
     if not depths or task.rules.axis("layers") != "pipe":
         raise ValueError(
             f"mesh.pipe={stages} splits stacked layers, and model.family={config.model.family!r} "

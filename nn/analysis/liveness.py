@@ -1,12 +1,14 @@
 """How much memory a program needs at its worst moment, from its jaxpr alone.
 
 A model of what XLA does:
-- elementwise work is fused into what reads it and is never stored, unless a product, a collective,
-  a loop or the caller wants it as an array; what a fused value is computed from lives until then;
+- elementwise work is fused into what reads it and is never stored, unless a product (on a TPU not
+  even that), a collective, a loop or the caller wants it as an array; what a fused value is made of
+  lives until then;
 - an elementwise result may take the place of an operand that is read for the last time, the state
   of a loop that of its initial value;
 - collectives of fsdp run ahead and behind: within a loop, all gathered weights of an iteration and
-  all gradients that are still to be scattered are there at once;
+  all gradients that are still to be scattered are there at once; on a GPU, whose collectives are
+  all asynchronous, a gradient that is scattered outside of loops is there to the end;
 - what a loop stacks is there, whole, from its start; the order of operations is the jaxpr's.
 """
 
@@ -18,6 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from nn.analysis import work
 from nn.analysis.program import LOOPS, Op, Program, Value
+from nn.parallel.mesh import platform
 
 # Another name for the same memory (a transposition is a matter of layout to what reads it).
 VIEWS = frozenset(
@@ -42,6 +45,8 @@ DEAR = frozenset(
 )
 # Store their result but fuse what they read.
 READERS = FUSED | work.REDUCTIONS | work.SCATTERS | {"dynamic_update_slice", "gather", "scatter"}
+# On a TPU products do so too: what they multiply may be computed on the way in.
+PRODUCTS = frozenset(("dot_general", "ragged_dot_general"))
 # Change their first operand in place.
 IN_PLACE = work.SCATTERS | {"dynamic_update_slice", "scatter"}
 GATHERS = frozenset(("all_gather", "all_gather_invariant"))
@@ -71,6 +76,7 @@ class Storage:
     def __init__(self, program: Program, wanted: Iterable[Value]) -> None:
         self.base: dict[Value, Value] = {}  # of a view, what it is a view of
         self.stored: set[Value] = set(program.ins)
+        readers_here = READERS | (PRODUCTS if platform() == "tpu" else set())
         readers: collections.Counter[Value] = collections.Counter()
         for op in program.ops:
             if op.name in VIEWS:
@@ -81,7 +87,7 @@ class Storage:
                 readers[value] += 1
             if op.name not in FUSED:
                 self.stored.update(op.outs)
-            if op.name not in READERS:
+            if op.name not in readers_here:
                 self.stored.update(map(self.origin, op.ins))
         self.stored.update(map(self.origin, wanted))
         dear = (op for op in program.ops if op.name in DEAR)
@@ -113,17 +119,23 @@ def peak(program: Program) -> Peak:
     results = [v for v in program.outs if v is not None]
     storage = Storage(program, results)
     elsewhere = set(program.ins) | set(map(storage.origin, results))
-    return Peak(_worst(program, storage, elsewhere, []))
+    held = _in_flight(program, storage, {"reduce_scatter"}) if platform() == "gpu" else set()
+    return Peak(_worst(program, storage, elsewhere, [], held))
 
 
 def _worst(
-    program: Program, storage: Storage, elsewhere: set[Value], state: Sequence[Value]
+    program: Program,
+    storage: Storage,
+    elsewhere: set[Value],
+    state: Sequence[Value],
+    held: Iterable[Value] = (),
 ) -> dict[str, int]:
     """Bytes by kind at the worst moment.
 
     elsewhere: values whose memory is counted by the caller. state: of a loop, what it starts from.
+    held: values that stay to the end.
     """
-    last = _last_reads(program, storage)
+    last = _last_reads(program, storage) | dict.fromkeys(held, len(program.ops))
     live = dict.fromkeys(state, WORKING)
     worst = _sizes(live)
     for index, op in enumerate(program.ops):
@@ -184,11 +196,15 @@ def _body(op: Op, body: Program) -> dict[str, int]:
     return worst
 
 
-def _in_flight(program: Program, storage: Storage) -> set[Value]:
+def _in_flight(
+    program: Program, storage: Storage, kinds: Iterable[str] = (*GATHERS, "reduce_scatter")
+) -> set[Value]:
     """Weights that fsdp gathers and gradients that it scatters, all of an iteration."""
     found: set[Value] = set()
     for op in program.ops:
-        if "fsdp" in str(op.eqn.params["axis_name"] if "axis_name" in op.eqn.params else ""):
+        if op.name in kinds and "fsdp" in str(
+            op.eqn.params["axis_name"] if "axis_name" in op.eqn.params else ""
+        ):
             if op.name in GATHERS:
                 found.update(op.outs)
             elif op.name == "reduce_scatter":

@@ -161,6 +161,13 @@ BAD = {
         ["--config.mesh.pipe=2", "--config.mesh.microbatches=8"],
         "does not divide the 4 rows of a device; nearest that does: 4",
     ),
+    "statistics in a pipeline": (
+        [
+            *("--config.mesh.pipe=2", "--config.model.num_experts=4"),
+            "--config.model.router_bias_rate=0.1",
+        ],
+        "a pipeline cannot update what layers keep beside their weights, router here",
+    ),
     "data set": (["--config.data.name=pyhton_source"], "nearest: 'python_source'"),
     "missing data": (
         ["--config.data.name=tfds", "--config.data.dataset=imagenet2012"],
