@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from nn.analysis import flops
+
 KINDS = ("all_gather", "reduce_scatter", "psum", "all_to_all", "ppermute")
 HLO_KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8}
@@ -45,7 +47,7 @@ def _walk(jaxpr: Any, loop: bool) -> Iterator[Collective]:
             for x, y in zip(eqn.invars, eqn.outvars, strict=True):
                 size = max(math.prod(v.aval.shape) for v in (x, y)) * x.aval.dtype.itemsize
                 yield Collective(kind, axes, x.aval.dtype.name, size, loop)
-        for inner in jax.core.jaxprs_in_params(eqn.params):
+        for inner in flops.jaxprs(eqn.params):
             yield from _walk(inner, loop or name in ("scan", "while"))
 
 
