@@ -11,7 +11,7 @@ import jax
 from launch.cluster import distributed, hardware
 from launch.data.loader import Loader, check_fingerprint
 from launch.run import config as configs
-from launch.run import environment, errors, report
+from launch.run import environment, errors, report, shapes
 from launch.run.build import Run, loader, open_data
 from launch.run.checkpoint import Checkpoints
 from launch.run.faults import Faults
@@ -22,7 +22,6 @@ from launch.run.profile import Profiler
 from launch.run.signals import Signals, Watchdog
 from launch.run.state import abstract_state, initial_state
 from launch.run.workdir import WorkDir
-from nn.analysis import flops
 
 SPLITS = ("train", "validation", "test")
 
@@ -68,11 +67,11 @@ def open_run(run: Run, workdir: str, profile: str | None) -> Loop:
 
 
 def _meter(run: Run, train: Loader) -> Meter:
-    """Counts examples or tokens, and the floating-point operations of one step."""
+    """Counts examples or tokens, and the floating-point operations that a step needs."""
     rule, config = run.rule, run.config
     rows = {name: jax.ShapeDtypeStruct((config.data.batch_size, *x.shape[1:]), x.dtype)
             for name, x in train.batch(0).items()}  # fmt: skip
-    counted = flops.count(rule.update, abstract_state(rule), rows)
+    needed = shapes.model_flops(config, rule.task, abstract_state(rule), rows)
     tokens = 0
     if config.objective.name == "next_token":
         tokens = config.data.batch_size * config.data.sequence_length
@@ -80,7 +79,7 @@ def _meter(run: Run, train: Loader) -> Meter:
     return Meter(
         examples=0 if tokens else config.data.batch_size,
         tokens=tokens,
-        flops=counted.total,
+        flops=needed.total,
         peak=None if peak is None else peak * rule.task.mesh.size,
     )
 
