@@ -50,6 +50,7 @@ EXPERTS = dataclasses.replace(
     router_z_loss=0.01,
 )
 VARIANTS = {"transformer": GPT, "transformer with experts": EXPERTS}
+WITH_EXPERTS = {"transformer with experts"}
 
 
 def names() -> list[str]:

@@ -39,7 +39,20 @@ def test_the_matrix_is_whole() -> None:
     assert {name for name, _ in runs} == set(matrix.names())
 
 
-@pytest.mark.parametrize(("name", "mesh"), matrix.runs())
+def _matrix() -> list[Any]:
+    """All runs of the matrix; those that differ little from others are slow: dense families on the
+    axis of experts, which to them is another `data`, and experts where neither they nor the layers
+    are split."""
+    found = []
+    for name, mesh in matrix.runs():
+        split, experts = matrix.sizes_of(mesh), name in matrix.WITH_EXPERTS
+        own = bool(split.keys() & {"expert", "pipe"}) if experts else "expert" not in split
+        marks = [] if own or len(split) == 1 else [pytest.mark.slow]
+        found.append(pytest.param(name, mesh, marks=marks))
+    return found
+
+
+@pytest.mark.parametrize(("name", "mesh"), _matrix())
 def test_mesh_equals_one_device(name: str, mesh: str, golden: dict[str, Any]) -> None:
     outcome = matrix.measure(name, mesh)
     for what, (error, where) in matrix.errors(name, outcome).items():

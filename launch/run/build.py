@@ -71,6 +71,7 @@ def build(
         loss_scale=policy.loss_scale,
         stochastic_rounding=policy.stochastic_rounding,
     )
+    _check_pipeline(config, task)
     params = jax.eval_shape(lambda: task.variables(0))["params"]
     # Refuses sizes that the mesh does not divide.
     places = parallel.shardings(mesh, task.variable_specs()["params"])
@@ -78,7 +79,6 @@ def build(
     task = dataclasses.replace(task, optimizer=transform)
     rule = resolve.module("rule", config.rule.name).Rule(configs.section(config, "rule"), task)
     check_batch(config, mesh)
-    _check_pipeline(config, task)
     _check_context(config, task)
     notes = (f"attention over mesh.context={mesh.shape['context']}: {attention} ({why})",)
     return Run(config, rule, rate, notes if why else ())

@@ -102,14 +102,15 @@ class Use:
 def parameter_traffic(run: Any) -> list[dict[str, Any]]:
     """What parameters and their gradients alone make a device send in a step, as formulas.
 
-    A weight that fsdp splits is gathered where it is used and its gradient reduce-scattered, all
-    in the compute dtype; the gradient of its share is then summed over data. What fsdp does not
-    split is summed over data and fsdp.
+    A weight that fsdp splits is gathered where it is used, in the compute dtype, and its gradient
+    reduce-scattered in that of `mesh.reduce_dtype`; the gradient of its share is then summed over
+    data. What fsdp does not split is summed over data and fsdp.
     """
     task = run.rule.task
     mesh = dict(task.mesh.shape)
     f, d = mesh["fsdp"], mesh["data"]
     width = np.dtype(task.model.dtype).itemsize
+    wide = max(width, np.dtype(task.rules.reduce_dtype).itemsize)
     uses, parts = _uses(run), run.config.rule.accumulate
     split = sum(u.split for u in uses)
     rows = []
@@ -120,14 +121,17 @@ def parameter_traffic(run: Any) -> list[dict[str, Any]]:
         Microbatches that are accumulated are summed once, at the end. The scales of norms are
         used in float32.
         """
-        return (1 if parts > 1 else use.scatters), (4 if use.name == "norms" else width)
+        return (1 if parts > 1 else use.scatters), (4 if use.name == "norms" else wide)
 
     if f > 1 and split:
-        for kind, key in (("all-gather", "gathers"), ("reduce-scatter", "scatters")):
+        for kind, key, each in (
+            ("all-gather", "gathers", width),
+            ("reduce-scatter", "scatters", wide),
+        ):
             used = [(getattr(u, key), u.split * f, u.name) for u in uses if u.split]
             terms = " + ".join(f"{times} x {size} {name}" for times, size, name in used)
-            moved = sum(times * size for times, size, _ in used) * width * (f - 1) // f
-            text = f"{width} bytes x ({terms}) x ({f} - 1) / {f}"
+            moved = sum(times * size for times, size, _ in used) * each * (f - 1) // f
+            text = f"{each} bytes x ({terms}) x ({f} - 1) / {f}"
             rows.append({"axes": ["fsdp"], "kind": kind, "formula": text, "bytes": moved})
     if d > 1 and split:
         terms, moved = _sum_over(d, [(*sums_of(u), u.split, u.name) for u in uses if u.split])
