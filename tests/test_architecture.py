@@ -55,7 +55,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "launch": _ALL_NN | _MACHINERY | {"launch.bench"},
 }
 SIBLINGS_APART = ("nn.families", "nn.pretrained")  # their files never import each other
-SHARED_BY_SIBLINGS = {"nn.pretrained.table"}  # what all tables of names are made with
+# What tables of names are made with, and what those of one lineage share.
+SHARED_BY_SIBLINGS = {"nn.pretrained.table", "nn.pretrained.decoder"}
 
 # What comes from outside, by the name that is imported; the standard library is free for launch.
 NN_OUTSIDE = {"jax", "flax", "optax", "numpy"}

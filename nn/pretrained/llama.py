@@ -15,7 +15,8 @@ import numpy as np
 
 from nn import names
 from nn.families.transformer import Config
-from nn.pretrained.table import Params, Row, Table, dense, read, require
+from nn.pretrained import decoder
+from nn.pretrained.table import Params, Table, dense, read, require
 
 # What the format means when config.json leaves a key out.
 DEFAULTS: Mapping[str, Any] = {
@@ -39,7 +40,7 @@ DEFAULTS: Mapping[str, Any] = {
     "rope_scaling": None,
     "rope_parameters": None,
 }
-# Theirs -> our gated activation; of two names for one function the first is written.
+# Theirs -> our gated activation.
 ACTIVATIONS = {
     "silu": "swiglu",
     "swish": "swiglu",
@@ -74,26 +75,7 @@ def config_from(raw: Mapping[str, Any]) -> Config:
         attention_dropout=(c["attention_dropout"], 0.0),
         mlp_bias=(c["mlp_bias"], c["attention_bias"]),
     )
-    dim, heads = c["hidden_size"], c["num_attention_heads"]
-    kv_heads, width = c["num_key_value_heads"], c["head_dim"]
-    return Config(
-        vocab_size=c["vocab_size"],
-        context_length=c["max_position_embeddings"],
-        dim=dim,
-        num_layers=c["num_hidden_layers"],
-        num_heads=heads,
-        num_kv_heads=0 if kv_heads in (None, heads) else kv_heads,
-        head_dim=0 if width is None or width * heads == dim else width,
-        mlp_dim=c["intermediate_size"],
-        activation=names.lookup("hidden_act", c["hidden_act"], ACTIVATIONS),
-        norm="rms",
-        norm_eps=c["rms_norm_eps"],
-        position="rotary",
-        bias=c["attention_bias"],
-        tie_embeddings=c["tie_word_embeddings"],
-        init_std=c["initializer_range"],
-        **_rope_from(c),
-    )
+    return Config(**decoder.fields_from(c, ACTIVATIONS), bias=c["attention_bias"], **_rope_from(c))
 
 
 def _rope_from(c: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,7 +99,7 @@ def _rope_from(c: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_to(config: Config) -> dict[str, Any]:
-    """The content of config.json. It names no special tokens: those are the tokenizer's.
+    """The content of config.json.
 
     Raises:
       ValueError: a Llama cannot have a value of `config`.
@@ -129,33 +111,16 @@ def config_to(config: Config) -> dict[str, Any]:
         window=(config.window, 0),
         dropout=(config.dropout, 0.0),
     )
-    theirs = {ours: name for name, ours in reversed(ACTIVATIONS.items())}
     kind = "default" if config.rope_scaling == "none" else config.rope_scaling
     fields = names.lookup("rope_scaling of Llama", kind, ROPE_TYPES)
     scaling = {"rope_type": kind} | {key: getattr(config, ours) for key, ours in fields.items()}
-    return {
+    return decoder.fields_to(config, ACTIVATIONS, "Llama") | {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.context_length,
-        "hidden_size": config.dim,
-        "intermediate_size": config.mlp_dim or 4 * config.dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_width,
-        "hidden_act": names.lookup("activation of Llama", config.activation, theirs),
-        "rms_norm_eps": config.norm_eps,
-        "initializer_range": config.init_std,
-        "attention_dropout": config.dropout,
         "attention_bias": config.bias,
         "mlp_bias": config.bias,
-        "tie_word_embeddings": config.tie_embeddings,
-        "rope_theta": config.rope_theta,
         "rope_scaling": scaling if fields else None,
         "rope_parameters": {"rope_theta": config.rope_theta, **scaling},
-        "bos_token_id": None,
-        "eos_token_id": None,
     }
 
 
@@ -179,30 +144,10 @@ def from_ours(params: Params, config: Config) -> dict[str, np.ndarray]:
 
 def _table(config: Config) -> Table:
     config_to(config)  # refuses what a Llama cannot be
-    D, H, G, K = config.dim, config.num_heads, config.kv_heads, config.head_width
-    F = config.mlp_dim or 4 * D
-    rows = [
-        Row("model.embed_tokens.weight", ("embed/embedding",), (config.vocab_size, D)),
-        Row("model.norm.weight", ("final_norm/scale",), (D,)),
-    ]
-    layer = "model.layers.{}"
-    for file, ours in (("input", "attention"), ("post_attention", "mlp")):
-        rows.append(Row(f"{layer}.{file}_layernorm.weight", (f"blocks/{ours}_norm/scale",), (D,)))
-    for file, ours, shape, inputs in (
-        ("q", "query", (D, H, K), 1),
-        ("k", "key", (D, G, K), 1),
-        ("v", "value", (D, G, K), 1),
-        ("o", "out", (H, K, D), 2),
-    ):
-        path = f"blocks/attention/{ours}"
-        bias = f"{path}_bias" if config.bias else ""
-        rows += dense(f"{layer}.self_attn.{file}_proj", f"{path}_kernel", shape, inputs, bias)
+    D, F = config.dim, config.mlp_width
+    rows = []
     for name, matrix in (("gate", (D, F)), ("up", (D, F)), ("down", (F, D))):
         path = f"blocks/mlp/{name}"
         bias = f"{path}/bias" if config.bias else ""
-        rows += dense(f"{layer}.mlp.{name}_proj", f"{path}/kernel", matrix, 1, bias)
-    if not config.tie_embeddings:
-        rows += dense("lm_head", "output/kernel", (D, config.vocab_size), 1)
-    copies = {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_embeddings else {}
-    frequencies = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
-    return Table(tuple(rows), config.num_layers, frequencies, copies)
+        rows += dense(f"{decoder.LAYER}.mlp.{name}_proj", f"{path}/kernel", matrix, 1, bias)
+    return decoder.table(config, rows)

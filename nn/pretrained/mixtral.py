@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from nn import names
 from nn.families.transformer import Config
-from nn.pretrained.table import Params, Row, Table, dense, read, require
+from nn.pretrained import decoder
+from nn.pretrained.table import Params, Table, dense, read, require
 
 # What the format means when config.json leaves a key out.
 DEFAULTS: Mapping[str, Any] = {
@@ -62,26 +62,11 @@ def config_from(raw: Mapping[str, Any]) -> Config:
         rope_scaling=(c["rope_scaling"], None),
         rope_type=(rope["rope_type"], "default"),
     )
-    dim, heads = c["hidden_size"], c["num_attention_heads"]
-    kv_heads, width = c["num_key_value_heads"], c["head_dim"]
     return Config(
-        vocab_size=c["vocab_size"],
-        context_length=c["max_position_embeddings"],
-        dim=dim,
-        num_layers=c["num_hidden_layers"],
-        num_heads=heads,
-        num_kv_heads=0 if kv_heads in (None, heads) else kv_heads,
-        head_dim=0 if width is None or width * heads == dim else width,
-        mlp_dim=c["intermediate_size"],
-        activation=names.lookup("hidden_act", c["hidden_act"], ACTIVATIONS),
-        norm="rms",
-        norm_eps=c["rms_norm_eps"],
-        position="rotary",
-        rope_theta=float(rope["rope_theta"]),
+        **decoder.fields_from(c, ACTIVATIONS),
         bias=False,
-        tie_embeddings=c["tie_word_embeddings"],
+        rope_theta=float(rope["rope_theta"]),
         window=c["sliding_window"] or 0,
-        init_std=c["initializer_range"],
         num_experts=c["num_local_experts"],
         experts_per_token=c["num_experts_per_tok"],
         router_balance_loss=c["router_aux_loss_coef"] / c["num_hidden_layers"],
@@ -89,7 +74,7 @@ def config_from(raw: Mapping[str, Any]) -> Config:
 
 
 def config_to(config: Config) -> dict[str, Any]:
-    """The content of config.json. It names no special tokens: those are the tokenizer's.
+    """The content of config.json.
 
     Raises:
       ValueError: a Mixtral cannot have a value of `config`.
@@ -110,33 +95,16 @@ def config_to(config: Config) -> dict[str, Any]:
         num_experts=(config.num_experts, plain.num_experts),
         **{name: (getattr(config, name), getattr(plain, name)) for name in fixed},
     )
-    theirs = {ours: name for name, ours in ACTIVATIONS.items()}
-    return {
+    return decoder.fields_to(config, ACTIVATIONS, "Mixtral") | {
         "model_type": "mixtral",
         "architectures": ["MixtralForCausalLM"],
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.context_length,
-        "hidden_size": config.dim,
-        "intermediate_size": config.mlp_width,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_width,
-        "hidden_act": names.lookup("activation of Mixtral", config.activation, theirs),
-        "rms_norm_eps": config.norm_eps,
-        "initializer_range": config.init_std,
-        "attention_dropout": config.dropout,
         "sliding_window": config.window or None,
-        "tie_word_embeddings": config.tie_embeddings,
-        "rope_theta": config.rope_theta,
         "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
         "num_experts_per_tok": config.experts_per_token,
         "num_local_experts": config.num_experts,
         "router_aux_loss_coef": config.router_balance_loss * config.num_layers,
         "router_jitter_noise": 0.0,
         "output_router_logits": False,
-        "bos_token_id": None,
-        "eos_token_id": None,
     }
 
 
@@ -160,25 +128,9 @@ def from_ours(params: Params, config: Config) -> dict[str, np.ndarray]:
 
 def _table(config: Config) -> Table:
     config_to(config)  # refuses what a Mixtral cannot be
-    D, H, G, K = config.dim, config.num_heads, config.kv_heads, config.head_width
-    E, F = config.num_experts, config.mlp_width
-    rows = [
-        Row("model.embed_tokens.weight", ("embed/embedding",), (config.vocab_size, D)),
-        Row("model.norm.weight", ("final_norm/scale",), (D,)),
-    ]
-    layer = "model.layers.{}"
-    for file, ours in (("input", "attention"), ("post_attention", "mlp")):
-        rows.append(Row(f"{layer}.{file}_layernorm.weight", (f"blocks/{ours}_norm/scale",), (D,)))
-    for file, ours, shape, inputs in (
-        ("q", "query", (D, H, K), 1),
-        ("k", "key", (D, G, K), 1),
-        ("v", "value", (D, G, K), 1),
-        ("o", "out", (H, K, D), 2),
-    ):
-        path = f"blocks/attention/{ours}_kernel"
-        rows += dense(f"{layer}.self_attn.{file}_proj", path, shape, inputs)
-    moe = f"{layer}.block_sparse_moe"
-    rows += dense(f"{moe}.gate", "blocks/moe/router_kernel", (D, E), 1)
+    D, E, F = config.dim, config.num_experts, config.mlp_width
+    moe = f"{decoder.LAYER}.block_sparse_moe"
+    rows = dense(f"{moe}.gate", "blocks/moe/router_kernel", (D, E), 1)
     for file, ours, matrix in (
         ("w1", "gate", (D, F)),
         ("w2", "down", (F, D)),
@@ -186,8 +138,4 @@ def _table(config: Config) -> Table:
     ):
         path = f"blocks/moe/{ours}_kernel"
         rows += dense(f"{moe}.experts.{{}}.{file}", path, matrix, 1)
-    if not config.tie_embeddings:
-        rows += dense("lm_head", "output/kernel", (D, config.vocab_size), 1)
-    copies = {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_embeddings else {}
-    frequencies = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
-    return Table(tuple(rows), config.num_layers, frequencies, copies, experts=E)
+    return decoder.table(config, rows, experts=E)
