@@ -110,3 +110,15 @@ def _outputs(config: ConfigDict) -> None:
     config.sample.temperature = 1.0  # 0: always the likeliest token
     config.sample.top_k = 0  # draw from the k likeliest tokens; 0: from all
     config.sample.top_p = 1.0  # draw from the likeliest tokens that hold this probability
+
+
+def tokens(config: ConfigDict, tokenizer: str, vocabulary: int, context: int) -> None:
+    """The task of predicting a user's own `tokens/TOKENIZER`: see experiments/gpt2.py."""
+    config.objective.name = "next_token"
+    config.data.name = "tfds"
+    config.data.dataset = f"tokens/{tokenizer}"
+    config.data.task = "next_token"
+    config.data.text_key = "tokens"
+    config.data.vocabulary = vocabulary
+    config.data.test_split = "validation"
+    config.data.sequence_length = context

@@ -31,16 +31,9 @@ def get_config(size: str = "124m") -> ConfigDict:
     config.model.preset, config.optimizer.learning_rate = ARGUMENTS[size]
     config.model.remat = "block"
 
-    config.objective.name = "next_token"
+    base.tokens(config, "gpt2", 50257, 1024)
     config.objective.chunks = 8
-    config.data.name = "tfds"
-    config.data.dataset = "tokens/gpt2"
-    config.data.task = "next_token"
-    config.data.text_key = "tokens"
-    config.data.vocabulary = 50257
-    config.data.test_split = "validation"
     config.data.batch_size = 480
-    config.data.sequence_length = 1024
     config.data.eval_batches = 20
 
     config.optimizer.name = "adamw"

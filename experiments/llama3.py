@@ -35,16 +35,9 @@ def get_config(size: str = "8b") -> ConfigDict:
     config.model.preset, config.optimizer.learning_rate, config.mesh.tensor = ARGUMENTS[size]
     config.model.remat = "block"
 
-    config.objective.name = "next_token"
+    base.tokens(config, "llama3", 128_256, 8192)
     config.objective.chunks = 16
-    config.data.name = "tfds"
-    config.data.dataset = "tokens/llama3"
-    config.data.task = "next_token"
-    config.data.text_key = "tokens"
-    config.data.vocabulary = 128_256
-    config.data.test_split = "validation"
     config.data.batch_size = 1024
-    config.data.sequence_length = 8192
     config.data.eval_batches = 8
 
     config.optimizer.name = "adamw"

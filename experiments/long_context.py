@@ -34,15 +34,8 @@ def get_config(context: str = "1m") -> ConfigDict:
     config.model.context_length, config.model.rope_theta, shards = ARGUMENTS[context]
     config.model.remat = "block"
 
-    config.objective.name = "next_token"
+    base.tokens(config, "llama3", 128_256, config.model.context_length)
     config.objective.chunks = 32
-    config.data.name = "tfds"
-    config.data.dataset = "tokens/llama3"
-    config.data.task = "next_token"
-    config.data.text_key = "tokens"
-    config.data.vocabulary = 128_256
-    config.data.test_split = "validation"
-    config.data.sequence_length = config.model.context_length
     config.data.batch_size = 2**22 // config.data.sequence_length
     config.data.eval_batches = 8
 

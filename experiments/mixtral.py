@@ -30,15 +30,9 @@ def get_config(size: str = "8x7b") -> ConfigDict:
 
 def _published(config: ConfigDict) -> None:
     config.model.remat = "block"
+    base.tokens(config, "mixtral", 32_000, 8192)
     config.objective.chunks = 16
-    config.data.name = "tfds"
-    config.data.dataset = "tokens/mixtral"
-    config.data.task = "next_token"
-    config.data.text_key = "tokens"
-    config.data.vocabulary = 32_000
-    config.data.test_split = "validation"
     config.data.batch_size = 512
-    config.data.sequence_length = 8192
     config.data.eval_batches = 8
     config.optimizer.learning_rate = 3e-4
     config.optimizer.warmup_steps = 2000

@@ -3,8 +3,8 @@
     python -m tests.update_golden compile              all of them, which takes half an hour
     python -m tests.golden_compile llama3-8b.v5p-64    some of them
 
-They need libtpu and the CUDA plug-in (extras `tpu` and `cuda13`), and no accelerator. To add one,
-add its line and run the second command.
+They need libtpu and the CUDA plug-in, and no accelerator: `make test-compilers` puts both into
+.venv/compilers, which goes into PYTHONPATH. To add one, add its line and run the second command.
 """
 
 from __future__ import annotations

@@ -162,9 +162,8 @@ def trace(name: str, mesh: str) -> tuple[Any, Any, Any]:
 
 
 def counts(traced: Any) -> dict[str, int]:
-    """ "all_gather fsdp" -> how often, in one step."""
-    found = collectives.count_jaxpr(traced.jaxpr.jaxpr)
-    return {str(kind): traffic.operations for kind, traffic in found.items()}
+    """ "all-gather fsdp" -> how often, in one step."""
+    return collectives.count_jaxpr(traced.jaxpr.jaxpr)
 
 
 def measure(name: str, mesh: str) -> Outcome:

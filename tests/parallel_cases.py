@@ -35,6 +35,21 @@ def family(name: str) -> Any:
     return importlib.import_module(f"nn.families.{name}")
 
 
+def llama(config: Any) -> Any:
+    """A decoder of this size in the manner of Llama: what GPT-2 has, it has not."""
+    return dataclasses.replace(
+        config,
+        num_heads=8,
+        num_kv_heads=4,
+        activation="swiglu",
+        norm="rms",
+        position="rotary",
+        bias=False,
+        tie_embeddings=False,
+        remat="block",
+    )
+
+
 def objective_of(name: str) -> Any:
     """The objective that suits a family: by what its outputs are."""
     fields = {f.name for f in dataclasses.fields(family(name).Config)}

@@ -19,6 +19,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 from nn.analysis import work
+from nn.analysis.collectives import axes_of
 from nn.analysis.program import LOOPS, Op, Program, Value
 from nn.parallel.mesh import platform
 
@@ -202,11 +203,6 @@ def _in_flight(
     """Weights that fsdp gathers and gradients that it scatters, all of an iteration."""
     found: set[Value] = set()
     for op in program.ops:
-        if op.name in kinds and "fsdp" in str(
-            op.eqn.params["axis_name"] if "axis_name" in op.eqn.params else ""
-        ):
-            if op.name in GATHERS:
-                found.update(op.outs)
-            elif op.name == "reduce_scatter":
-                found.update(map(storage.origin, op.ins))
+        if op.name in kinds and "fsdp" in axes_of(op.eqn.params):
+            found.update(op.outs if op.name in GATHERS else map(storage.origin, op.ins))
     return found

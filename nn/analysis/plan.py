@@ -18,17 +18,10 @@ from typing import Any
 import numpy as np
 
 from nn.analysis import flops
+from nn.analysis.collectives import KINDS, axes_of
 from nn.analysis.liveness import FUSED, VIEWS, Storage
 from nn.analysis.program import LOOPS, Op, Program
 
-# Primitive -> what it does. An all-reduce sends everything twice.
-COLLECTIVES = {
-    **dict.fromkeys(("all_gather", "all_gather_invariant"), "all-gather"),
-    **dict.fromkeys(("psum", "psum_invariant", "pmax", "pmin", "psum2"), "all-reduce"),
-    "reduce_scatter": "reduce-scatter",
-    "ppermute": "permute",
-    **dict.fromkeys(("all_to_all", "ragged_all_to_all"), "all-to-all"),
-}
 # Axes whose collectives go on beside the products; the others are waited for.
 HIDDEN = frozenset(("data", "fsdp", "context"))
 
@@ -101,7 +94,7 @@ def demand(program: Program) -> Demand:
 def _add(found: Demand, program: Program, times: int, wanted: Sequence[Any]) -> None:
     storage = Storage(program, [v for v in wanted if v is not None])
     for op in program.ops:
-        if op.name in COLLECTIVES:
+        if op.name in KINDS:
             _add_sent(found, op, times)
         elif op.bodies:
             loop = op.name in LOOPS
@@ -121,9 +114,7 @@ def _dtype(op: Op) -> str:
 
 
 def _add_sent(found: Demand, op: Op, times: int) -> None:
-    kind, params = COLLECTIVES[op.name], op.eqn.params
-    names = params["axes"] if "axes" in params else params["axis_name"]
-    axes = tuple(names) if isinstance(names, tuple | list) else (names,)
+    kind, axes = KINDS[op.name], axes_of(op.eqn.params)
     whole = op.outs if kind == "all-gather" else op.ins
     found.sent[kind, axes] += times * sum(v.bytes for v in whole)
 

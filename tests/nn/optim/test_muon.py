@@ -117,6 +117,6 @@ def test_the_collectives_are_two_per_stack() -> None:
     transform = scale_by_muon(0.9, DIMENSIONS, places)
     found = collectives_of.in_jaxpr(transform.update, draw(0), transform.init(draw(0)))
     # query, out, up, down and expert; the one that stands alone is gathered along both dimensions.
-    assert sorted(c.kind for c in found) == ["all_gather"] * 2 + ["all_to_all"] * 10
+    assert sorted(c.kind for c in found) == ["all-gather"] * 2 + ["all-to-all"] * 10
     share = np.prod(WEIGHTS["query"][0]) * 4 // 8
     assert [c.bytes for c in found if c.axes == ("fsdp", "tensor")].count(share) == 2

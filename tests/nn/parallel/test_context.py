@@ -13,17 +13,7 @@ from tests import parallel_cases as cases
 
 TOLERANCE = 1e-5
 GPT = cases.family("transformer").tiny()
-LLAMA = dataclasses.replace(
-    GPT,
-    num_heads=8,
-    num_kv_heads=4,
-    activation="swiglu",
-    norm="rms",
-    position="rotary",
-    bias=False,
-    tie_embeddings=False,
-    remat="block",
-)
+LLAMA = cases.llama(GPT)
 VARIANTS = {
     "gpt": GPT,
     "llama": LLAMA,

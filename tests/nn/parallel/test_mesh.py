@@ -42,17 +42,7 @@ def test_the_mesh_of_ones_is_bitwise_the_plain_program(name: str) -> None:
 
 
 GPT = cases.family("transformer").tiny()
-LLAMA = dataclasses.replace(
-    GPT,
-    num_kv_heads=4,
-    num_heads=8,
-    activation="swiglu",
-    norm="rms",
-    position="rotary",
-    bias=False,
-    tie_embeddings=False,
-    remat="block",
-)
+LLAMA = cases.llama(GPT)
 VARIANTS = {
     "llama": (LLAMA, "", True, 1),
     "dropout": (dataclasses.replace(GPT, dropout=0.2), "", True, 1),

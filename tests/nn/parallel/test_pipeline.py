@@ -98,17 +98,7 @@ def test_what_cannot_be_is_refused(wrong: Any, words: str) -> None:
 
 
 GPT = dataclasses.replace(transformer.tiny(), num_layers=8, dropout=0.2)
-LLAMA = dataclasses.replace(
-    GPT,
-    num_heads=8,
-    num_kv_heads=4,
-    activation="swiglu",
-    norm="rms",
-    position="rotary",
-    bias=False,
-    tie_embeddings=False,
-    remat="block",
-)
+LLAMA = cases.llama(GPT)
 P4D2 = {"pipe": 4, "data": 2}
 P2D4 = {"pipe": 2, "data": 4}
 P2T2F2 = {"pipe": 2, "tensor": 2, "fsdp": 2}

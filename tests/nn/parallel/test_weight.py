@@ -78,14 +78,14 @@ def test_what_goes_over_the_mesh(sizes: dict[str, int], dtype: str, reduce: str)
     state = jax.eval_shape(lambda: rule.init(0))
     found = collectives_of.in_jaxpr(rule.gradients, state, cases.batch_of("transformer", CONFIG))
     moved: dict[tuple[str, ...], set[str]] = collections.defaultdict(set)
-    shares = collections.Counter(c.axes for c in found if c.kind == "psum" and c.bytes > 4)
+    shares = collections.Counter(c.axes for c in found if c.kind == "all-reduce" and c.bytes > 4)
     for c in found:
         moved[(c.kind, *c.axes)].add(c.dtype)
     summed = "float32" if dtype == "float32" else reduce
-    assert moved["all_gather", "fsdp"] == {dtype}
-    assert moved["reduce_scatter", "fsdp"] == {summed}
+    assert moved["all-gather", "fsdp"] == {dtype}
+    assert moved["reduce-scatter", "fsdp"] == {summed}
     if "data" in sizes:
         # The share of each gathered weight, after its reduce-scatter, and nothing more.
-        gathered = sum(c.kind == "reduce_scatter" for c in found)
-        assert moved["psum", "data"] == {summed}
+        gathered = sum(c.kind == "reduce-scatter" for c in found)
+        assert moved["all-reduce", "data"] == {summed}
         assert shares["data",] == gathered
