@@ -27,7 +27,9 @@ from nn import parallel
 from nn.analysis import flops, liveness, plan, program
 from nn.analysis.plan import Machine, Prediction
 from nn.learning.task import Task
+from nn.parallel.weight import is_named
 
+LANES = 128  # width of a tile of a TPU's vectors
 Group = tuple[int, ...]  # sizes of pipe, expert, context and tensor, and whether fsdp is split
 
 
@@ -121,13 +123,21 @@ class Planner:
         params = sum(_bytes(x) for x in jax.tree.leaves(self.state.params))
         return round(self.parameter_bytes(sizes) * whole / params)
 
+    def narrow(self, sizes: Sizes) -> bool:
+        """Whether fsdp cuts weights into shares narrower than the tile of a TPU."""
+        if parallel.platform_of(None) != "tpu":
+            return False
+        leaves = jax.tree.leaves(self.task.named["params"], is_leaf=is_named)
+        split = (x.value.shape[-1] for x in leaves if self.task.rules.axis(x.names[-1]) == "fsdp")
+        return min(split, default=LANES) // sizes["fsdp"] < LANES
+
     def estimate(self, sizes: Sizes) -> Estimate:
         """Memory and time on one mesh; traces the step unless its group was traced."""
         key = group(sizes)
         if key not in self.traced:
             self.traced[key] = self.trace(reference(sizes, self.judge))
         traced = self.traced[key]
-        asked = rescaled(traced, sizes)
+        asked = rescaled(traced, sizes, narrow=self.narrow(sizes))
         memory = self.state_bytes(sizes)
         memory["gradients"] = memory["parameters"]
         memory |= traced.peak.kinds
@@ -156,10 +166,11 @@ def reference(sizes: Sizes, judge: meshes.Judge) -> Sizes:
     return sizes
 
 
-def rescaled(traced: Traced, sizes: Sizes) -> plan.Demand:
+def rescaled(traced: Traced, sizes: Sizes, narrow: bool) -> plan.Demand:
     """What the step asks for where data and fsdp share the same examples out differently.
 
-    Sums of gradients over data are of shares of the weights.
+    Sums of gradients over data are of shares of the weights. Where those are narrow, the compiler
+    gathers and scatters them as sums, which send twice as much and which nothing runs beside.
     """
     factor = traced.mesh["fsdp"] / sizes["fsdp"]
     sent: dict[tuple[str, tuple[str, ...]], float] = collections.defaultdict(float)
@@ -167,6 +178,7 @@ def rescaled(traced: Traced, sizes: Sizes) -> plan.Demand:
         present = tuple(axis for axis in axes if sizes[axis] > 1)
         if present:
             of_share = "data" in axes and "fsdp" not in axes
+            kind = "all-reduce" if narrow and present == ("fsdp",) else kind
             sent[kind, present] += size * (factor if of_share else 1)
     return plan.Demand(traced.demand.work, sent)
 

@@ -22,15 +22,17 @@ from nn.analysis.collectives import KINDS, axes_of
 from nn.analysis.liveness import FUSED, VIEWS, Storage
 from nn.analysis.program import LOOPS, Op, Program
 
-# Axes whose collectives go on beside the products; the others are waited for.
+# Axes whose collectives go on beside the products; the others are waited for, and so are weights
+# that are gathered as sums.
 HIDDEN = frozenset(("data", "fsdp", "context"))
+WAITED = ("all-reduce", "fsdp")
 
 ASSUMPTIONS = {
     "compute": "products at the chip's stated peak of their type; FLOPs of the traced step, "
     "what is computed again included",
     "memory": "products and fused groups whose traffic takes longer than their FLOPs",
     "fsdp, data, context": "sent beside the computation, one after another",
-    "tensor, expert, pipe": "waited for",
+    "tensor, expert, pipe": "waited for, as is fsdp where it cuts weights below a TPU's tile",
     "bubble": "the share of the ticks in which a stage of the pipeline has no work",
     "links": "mesh axes lie along the machine's links in their order, tensor on the nearest",
 }
@@ -202,7 +204,7 @@ def predict(
         if not time:
             continue
         terms[name] = (terms[name] if name in terms else 0.0) + time
-        if set(name.split("+")) <= HIDDEN:
+        if set(name.split("+")) <= HIDDEN and (kind, name) != WAITED:
             hidden += time
         else:
             exposed += time
