@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import re
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -30,6 +31,7 @@ from nn.analysis import collectives
 from tests import parallel_cases as cases
 
 AXES = parallel.AXES
+ADDRESS = re.compile(r"0x[0-9a-f]+")
 GPT = dataclasses.replace(
     cases.family("transformer").tiny(), num_layers=8, num_heads=8, dropout=0.1
 )
@@ -117,15 +119,16 @@ def sizes_of(mesh: str) -> dict[str, int]:
     return {part.rstrip("0123456789"): int(part[-1]) for part in filter(None, mesh.split(" x "))}
 
 
-def rules_of(name: str, sizes: dict[str, int]) -> parallel.Rules:
-    """Two microbatches; gpipe for one decoder, 1f1b for the other."""
+def rules_of(name: str, sizes: dict[str, int], **use: Any) -> parallel.Rules:
+    """Two microbatches; gpipe for one decoder, 1f1b for the other; use: fields to replace."""
     piped = "pipe" in sizes
-    return parallel.Rules(
+    rules = parallel.Rules(
         sequence_parallel=True,
         microbatches=2,
-        schedule="1f1b" if piped and name == "transformer with experts" else "gpipe",
+        schedule="1f1b" if piped and name in WITH_EXPERTS else "gpipe",
         attention="ulysses" if name == "resnet" else "ring",
     )
+    return dataclasses.replace(rules, **use)
 
 
 @dataclasses.dataclass
@@ -138,19 +141,20 @@ class Outcome:
     params: Any  # after two steps
     variables: Any  # statistics after two steps
     collectives: dict[str, int]
+    program: str  # the jaxpr of a step
 
 
-def rule_of(name: str, mesh: str) -> Any:
+def rule_of(name: str, mesh: str, **use: Any) -> Any:
     sizes = sizes_of(mesh)
     # Not Adam: its first step is of the same size for every gradient, be it rounding alone.
     optimizer = optax.sgd(0.1, momentum=0.9)
     family = family_of(name)
-    return cases.make_rule(family, config_of(name), sizes, rules_of(name, sizes), optimizer)
+    return cases.make_rule(family, config_of(name), sizes, rules_of(name, sizes, **use), optimizer)
 
 
-def trace(name: str, mesh: str) -> tuple[Any, Any, Any]:
+def trace(name: str, mesh: str, **use: Any) -> tuple[Any, Any, Any]:
     """A step that also gives its gradients, traced; its state and its batch."""
-    rule = rule_of(name, mesh)
+    rule = rule_of(name, mesh, **use)
 
     def step(state: Any, batch: Any) -> Any:
         gradients, sums, variables = rule.gradients(state, batch)
@@ -166,16 +170,17 @@ def counts(traced: Any) -> dict[str, int]:
     return collectives.count_jaxpr(traced.jaxpr.jaxpr)
 
 
-def measure(name: str, mesh: str) -> Outcome:
+def measure(name: str, mesh: str, **use: Any) -> Outcome:
     """Two steps; mesh "": on one device."""
-    traced, state, batch = trace(name, mesh)
+    traced, state, batch = trace(name, mesh, **use)
     step = traced.lower().compile()
     initial = jax.device_get(state.params)
     state, first, gradients = step(state, batch)
     state, second, _ = step(state, batch)
     means = [{k: float(v) for k, v in m.items()} for m in (first, second)]
     tree = (gradients, state.params, state.variables)
-    return Outcome(initial, means, *jax.device_get(tree), counts(traced))
+    program = ADDRESS.sub("", str(traced.jaxpr))
+    return Outcome(initial, means, *jax.device_get(tree), counts(traced), program)
 
 
 @functools.cache
