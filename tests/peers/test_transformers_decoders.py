@@ -23,7 +23,7 @@ from tests.peers.packages import array, tensor
 @pytest.mark.parametrize("variant", decoders.VARIANTS)
 def test_transformers_loads_our_export(variant: str, seed: int, tmp_path: Path) -> None:
     """A model of ours that never saw theirs: initialised, perturbed, written, read, compared."""
-    table = find(variant.partition("_")[0])
+    table = find(decoders.model_type(variant))
     config = table.config_from(decoders.OPTIONS[variant])
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, config.vocab_size, (decoders.BATCH, decoders.LENGTH))
