@@ -1,15 +1,21 @@
-"""Families and batches for the parallel matrix: every family is put through every mesh."""
+"""What tests of meshes share: names of meshes, families and batches, one step, and how to compare.
+
+A mesh is named by its axes, each with its size: "fsdp2 x tensor4"; one device is "".
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import pkgutil
+import re
 from typing import Any
 
 import jax
 import numpy as np
 import optax
+import pytest
 
 from launch.run.state import initial_state
 from launch.run.step import to_mesh
@@ -19,12 +25,24 @@ from nn.learning.task import Task
 from nn.objectives import classify, next_token
 
 BATCH = 16
-MESHES = {
-    "data8": {"data": 8},
-    "fsdp8": {"fsdp": 8},
-    "tensor4 x data2": {"tensor": 4, "data": 2},
-    "fsdp2 x tensor2 x data2": {"fsdp": 2, "tensor": 2, "data": 2},
-}
+TOLERANCE = 1e-5
+
+
+def sizes_of(mesh: str) -> dict[str, int]:
+    """The size of each axis of a mesh by its name; ValueError where it is not a name."""
+    sizes = {axis: int(size) for axis, size in re.findall(r"([a-z]+)(\d+)", mesh)}
+    if " x ".join(f"{axis}{size}" for axis, size in sizes.items()) != mesh:
+        raise ValueError(f"{mesh!r} is not the name of a mesh, such as 'fsdp2 x tensor4'")
+    return sizes
+
+
+def label(sizes: dict[str, int]) -> str:
+    """The name of a mesh, its axes in their order."""
+    return " x ".join(f"{axis}{sizes[axis]}" for axis in parallel.AXES if axis in sizes)
+
+
+_NAMES = ("data8", "fsdp8", "tensor4 x data2", "fsdp2 x tensor2 x data2")
+MESHES = {name: sizes_of(name) for name in _NAMES}
 
 
 def family_names() -> list[str]:
@@ -56,12 +74,15 @@ def objective_of(name: str) -> Any:
     return next_token if "vocab_size" in fields else classify
 
 
-def batch_of(name: str, config: Any) -> dict[str, np.ndarray]:
-    """A batch with uneven masks, two documents to a row where rows are tokens."""
+def batch_of(name: str, config: Any, length: int | None = None) -> dict[str, np.ndarray]:
+    """A batch with uneven masks, two documents to a row where rows are tokens.
+
+    length: of dimension 1 of the inputs; by default that of the example of the family.
+    """
     rng = np.random.default_rng(0)
     (inputs,) = family(name).example(config, BATCH)
     if objective_of(name) is next_token:
-        length = inputs.shape[1]
+        length = length or inputs.shape[1]
         tokens = rng.integers(0, config.vocab_size, (BATCH, length + 1)).astype(np.int32)
         first = np.arange(length) < length // 3
         rows = np.ones((BATCH, 1), np.int32)
@@ -76,8 +97,10 @@ def batch_of(name: str, config: Any) -> dict[str, np.ndarray]:
     outputs = jax.eval_shape(
         lambda: family(name).Model(config).init_with_output(jax.random.key(0), inputs)
     )[0].shape[-1]
+    shape = list(inputs.shape)
+    shape[1] = length or shape[1]
     return {
-        "inputs": rng.normal(size=inputs.shape).astype(np.float32),
+        "inputs": rng.normal(size=shape).astype(np.float32),
         "labels": rng.integers(0, outputs, (BATCH,)).astype(np.int32),
         "mask": (np.arange(BATCH) % 5 > 0).astype(np.float32),
     }
@@ -92,14 +115,13 @@ def make_rule(
     **options: Any,
 ) -> backprop.Rule:
     """A backprop rule, by AdamW if nothing else is said, on the first devices the mesh needs."""
-    count = int(np.prod(list(sizes.values()))) if sizes else 1
     task = Task(
         model=family(name).Model(config),
         example=family(name).example(config, 2),
         objective=objective_of(name),
         objective_config=objective_of(name).Config(),
         optimizer=optax.adamw(1e-3) if optimizer is None else optimizer,
-        mesh=parallel.make_mesh(sizes, jax.devices()[:count]),
+        mesh=parallel.make_mesh(sizes, jax.devices()[: math.prod(sizes.values())]),
         rules=rules,
     )
     return backprop.Rule(backprop.Config(**options), task)
@@ -138,6 +160,13 @@ def measure(
     )
 
 
+def difference(new: Any, reference: Any, floor: float) -> float:
+    """The largest, relative to the largest entry or to `floor`; infinite where one is no number."""
+    gap = np.abs(np.asarray(new, np.float64) - reference).max()
+    error = float(gap / max(np.abs(reference).max(), floor, 1e-30))
+    return error if math.isfinite(error) else math.inf
+
+
 def worst(new: Any, reference: Any) -> tuple[float, str]:
     """Largest relative difference of a leaf, and the leaf.
 
@@ -147,10 +176,23 @@ def worst(new: Any, reference: Any) -> tuple[float, str]:
     floor = 1e-4 * max((np.abs(x).max() for x in jax.tree.leaves(reference)), default=0.0)
     paths = jax.tree_util.tree_leaves_with_path(reference)
     errors = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): float(
-            np.abs(np.asarray(b, np.float64) - a).max() / max(np.abs(a).max(), floor, 1e-30)
-        )
+        jax.tree_util.keystr(path, simple=True, separator="/"): difference(b, a, floor)
         for (path, a), b in zip(paths, jax.tree.leaves(new), strict=True)
     }
     name = max(errors, key=errors.__getitem__, default="")
     return (errors[name], name) if name else (0.0, "")
+
+
+def assert_same(result: Result, reference: Result) -> None:
+    """The same initial parameters, bit for bit; and to 1e-5 the same means (the loss and what is
+    measured beside it), gradients and statistics, leaf by leaf."""
+    jax.tree.map(np.testing.assert_array_equal, result.params, reference.params)
+    assert result.means == pytest.approx(reference.means, rel=TOLERANCE)
+    assert_close(result.gradients, reference.gradients, "gradient")
+    assert_close(result.variables, reference.variables, "statistic")
+
+
+def assert_close(new: Any, reference: Any, what: str, tolerance: float = TOLERANCE) -> None:
+    """Two trees are the same, in the sense of `worst`."""
+    error, leaf = worst(new, reference)
+    assert error <= tolerance, f"{what} of {leaf}: relative error {error:.1e}"

@@ -130,10 +130,7 @@ def compare(
     rules = parallel.Rules(sequence_parallel=True, microbatches=parts, schedule=name, rounds=rounds)
     result = cases.measure("transformer", config, sizes, rules, accumulate=accumulate)
     reference = one_device(config, accumulate) if reference is None else reference
-    jax.tree.map(np.testing.assert_array_equal, result.params, reference.params)
-    assert result.means == pytest.approx(reference.means, rel=TOLERANCE)
-    error, leaf = cases.worst(result.gradients, reference.gradients)
-    assert error <= TOLERANCE, f"gradient of {leaf}: relative error {error:.1e}"
+    cases.assert_same(result, reference)
 
 
 @pytest.mark.parametrize("sizes, name, parts", [*FAST, *REST], ids=str)
@@ -230,16 +227,12 @@ def temporary_memory(name: str, parts: int) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_memory_of_a_microbatch() -> None:
     """1f1b keeps a microbatch's input and its gradient only; gpipe a stage input and output too."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    try:
-        growth = {
-            name: (temporary_memory(name, 16) - temporary_memory(name, 8)) / 8
-            for name in ("1f1b", "gpipe")
-        }
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
+    growth = {
+        name: (temporary_memory(name, 16) - temporary_memory(name, 8)) / 8
+        for name in ("1f1b", "gpipe")
+    }
     assert growth["1f1b"] <= 2.2, growth
     assert growth["gpipe"] > 3.5, growth
