@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from nn import parallel
-from nn.parallel import BATCH_AXES, bound_axis
+from nn.parallel import BATCH_AXES, split_axis
 from nn.parallel.collectives import all_gather
 
 
@@ -87,7 +87,7 @@ def generate(
     def logits_of(hidden_BD: jax.Array) -> jax.Array:
         logits_B1V: Any = model.apply(variables, hidden_BD[:, None], method="head")
         logits: jax.Array = logits_B1V[:, 0]
-        split = bound_axis("vocab", model.config.vocab_size)
+        split = split_axis("vocab", model.config.vocab_size)
         return all_gather(logits, split, 1, same=True) if split else logits
 
     def hidden_of(tokens: jax.Array, positions: jax.Array, cache: Any) -> tuple[jax.Array, Any]:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from launch.run import keys, optimizer, precision
 from nn import names
 from nn.parallel import schedule
-from nn.parallel.mesh import AXES, parse_rules
+from nn.parallel.mesh import AXES, USES, parse_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +97,8 @@ CHOICES: dict[str, Callable[[str, Any], Any]] = {
     "optimizer.schedule": choice(optimizer.SCHEDULES),
     "optimizer.decay_mask": choice(optimizer.DECAY_MASKS),
     "precision.policy": lambda key, value: precision.check(value),
-    "mesh.schedule": choice(schedule.SCHEDULES),
-    "mesh.attention": choice(("auto", "ring", "ulysses")),
-    "mesh.reduce_dtype": choice(("float32", "bfloat16")),
-    "mesh.dispatch": choice(("auto", "gather", "all_to_all", "ragged")),
+    **{f"mesh.{key}": choice(values) for key, values in USES.items()},
+    "mesh.attention": choice(("auto", *USES["attention"])),
 }
 
 

@@ -25,8 +25,8 @@ from nn.layers.dropout import Dropout
 from nn.layers.moe import MoE, Routing
 from nn.layers.position import SCALINGS, Rotary, sinusoids
 from nn.layers.stack import Aux, remat_policy, run, stacked, staged
-from nn.parallel import BATCH_AXES, Layer, bound_axis, leave, vary
-from nn.parallel.pipeline import Stage, share
+from nn.parallel import BATCH_AXES, Layer, leave, split_axis, vary
+from nn.parallel.pipeline import Stage, between_stages, share
 from nn.parallel.sequence import columns
 from nn.parallel.tensor import sequence_axes
 from nn.parallel.weight import Initializer, Weight
@@ -262,7 +262,9 @@ class Model(Layer):
         """The input of the first block, and the positions."""
         c = self.config
         if positions_BT is None:
-            positions_BT = columns(tokens_BT.shape[1])[None] + jnp.zeros_like(tokens_BT)
+            number = jnp.arange if cached else columns
+            positions_BT = number(tokens_BT.shape[1])[None] + jnp.zeros_like(tokens_BT)
+        tokens_BT = between_stages(tokens_BT)
         x_BTD = self.embed(tokens_BT)
         if c.position == "learned":
             x_BTD = x_BTD + self.positions(positions_BT, self.dtype)
@@ -326,15 +328,13 @@ class Model(Layer):
     def empty_cache(self, batch: int, length: int) -> Cache:
         """Room for `length` positions of `batch` rows, this shard's heads only."""
         c = self.config
-        split = [axis] if (axis := bound_axis("heads")) else []
+        split = [axis] if (axis := split_axis("heads")) else []
         shape = (c.num_layers, batch, kv_heads_here(c.num_heads, c.kv_heads), length, c.head_width)
         return vary(Cache.zeros(shape, self.dtype), (*BATCH_AXES, *split))
 
 
 def _gpt2(dim: int, layers: int, heads: int) -> Config:
-    return Config(
-        vocab_size=50257, context_length=1024, dim=dim, num_layers=layers, num_heads=heads
-    )
+    return Config(vocab_size=50257, dim=dim, num_layers=layers, num_heads=heads)
 
 
 def _llama3(dim: int, layers: int, heads: int, mlp: int) -> Config:

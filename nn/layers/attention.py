@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from nn import initializers
 from nn.layers.dropout import Dropout
 from nn.layers.position import alibi_slopes, rotate
-from nn.parallel import BATCH_AXES, Layer, axis_index, axis_size, bound_axis, einsum, enter
+from nn.parallel import BATCH_AXES, Layer, axis_index, axis_size, einsum, enter, split_axis
 from nn.parallel.collectives import local_slice, varying
 from nn.parallel.mesh import current_rules
 from nn.parallel.pattern import Pattern as Pattern
@@ -137,17 +137,22 @@ def _attend_part(
     if dropout is not None:
         mass = dropout(mass)
     # Divided after the product, where there are K numbers to a row and not S.
-    out = jnp.einsum("bgns,bgsk->bgnk", mass.reshape(B, G, -1, S).astype(v_BGSK.dtype), v_BGSK)
-    out_BGRTK = out.reshape(B, G, R, T, K) / total.reshape(B, G, R, T, 1).astype(out.dtype)
-    return out_BGRTK, (mass / total).astype(v_BGSK.dtype)
+    out = jnp.einsum(
+        "bgns,bgsk->bgnk",
+        mass.reshape(B, G, -1, S).astype(v_BGSK.dtype),
+        v_BGSK,
+        preferred_element_type=jnp.float32,
+    )
+    out_BGRTK = out.reshape(B, G, R, T, K) / total.reshape(B, G, R, T, 1)
+    return out_BGRTK.astype(v_BGSK.dtype), (mass / total).astype(v_BGSK.dtype)
 
 
 def kv_heads_here(heads: int, kv_heads: int) -> int:
     """How many key and value heads the query heads of this shard look at."""
-    if bound_axis("heads") is None:
+    if split_axis("heads") is None:
         return kv_heads
     shards = axis_size("tensor")
-    if bound_axis("kv_heads", kv_heads) is not None:
+    if split_axis("kv_heads", kv_heads) is not None:
         return kv_heads // shards
     return 1 if shards % kv_heads == 0 else heads // shards
 
@@ -211,12 +216,14 @@ class Attention(Layer):
         cache, layer: new keys and values are stored, and attention is over the whole store.
         Returns (B, T, D) and the cache. Sows "attention", the weights, but not where `context`
         splits the positions: there no shard has them all.
+        Raises ValueError where `context` splits the positions of the memory but not those of x, and
+        where Ulysses has heads that it does not divide.
         """
         width = x_BTD.shape[-1]
         x_BTD = enter(x_BTD, "heads")
         source_BSD = x_BTD if memory_BSD is None else memory_BSD
         q, k, v = self._project(x_BTD, source_BSD)
-        if bound_axis("heads") and bound_axis("kv_heads", self.kv_heads) is None:
+        if split_axis("heads") and split_axis("kv_heads", self.kv_heads) is None:
             k, v = _own_kv_heads(k, self.heads), _own_kv_heads(v, self.heads)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
@@ -314,24 +321,25 @@ class Attention(Layer):
                 "cross attention: mesh.context splits the positions of the memory but not those "
                 "of the queries; gather the memory, or split both"
             )
-        rows = [
-            Rows(columns(x.shape[1]), own, positions_BT if self.alibi else None)
-            for x, own in zip((q, k), segments, strict=True)
-        ]
+        places = positions_BT if self.alibi else None
+        queries = Rows(columns(q.shape[1]), segments[0], places)
+        keys = queries
+        if segments[1] is not segments[0] or k.shape[1] != q.shape[1]:
+            keys = Rows(columns(k.shape[1]), segments[1], places)
         options: dict[str, Any] = {}
         if self.alibi:
             options["slopes_H"] = self._slopes()
         if self.train and self.dropout:
             B, _, H, _ = q.shape
-            axis = bound_axis("heads") or ()
+            axis = split_axis("heads") or ()
             first = jnp.asarray(axis_index(axis) * H, jnp.uint32)
             heads_H = first + jnp.arange(H, dtype=jnp.uint32)
             numbers = rows_here(B, BATCH_AXES)[:, None] * jnp.uint32(self.heads) + heads_H[None]
             options["noise"] = Noise(jax.random.key_data(self._drop().key()), numbers)
             options["rate"] = self.dropout
         if current_rules().attention == "ulysses":
-            return ulysses_attention(q, k, v, pattern, *rows, **options)
-        return block_attention(q, k, v, pattern, *rows, ring=True, **options)
+            return ulysses_attention(q, k, v, pattern, queries, keys, **options)
+        return block_attention(q, k, v, pattern, queries, keys, ring=True, **options)
 
     def _drop(self) -> Dropout:
         names = ("batch", "heads", "sequence", None)
@@ -339,7 +347,7 @@ class Attention(Layer):
 
     def _slopes(self) -> jax.Array:
         """Of the linear biases of this shard's heads, (H,)."""
-        return local_slice(jnp.asarray(alibi_slopes(self.heads)), bound_axis("heads") or (), 0)
+        return local_slice(jnp.asarray(alibi_slopes(self.heads)), split_axis("heads") or (), 0)
 
     def _alibi(self, positions_BT: jax.Array, keys: int, cache: Cache | None) -> jax.Array:
         """-slope * distance for this shard's heads, (B, H, T, S)."""

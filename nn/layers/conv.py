@@ -223,19 +223,18 @@ def avg_pool(
     """
     sizes, steps, pads = _window(x, window, strides, padding, split)
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    zero = np.zeros((), wide)
-    ones = jnp.ones((1, *x.shape[1:-1], 1), wide)
-    x_wide = x.astype(wide)
-    if split and axis_size("context") > 1:
-        x_wide, ones = (
-            window_input(part, 1, sizes[1], steps[1], pads[1]) for part in (x_wide, ones)
-        )
-        pads = (pads[0], (0, 0), *pads[2:])
-    total = lax.reduce_window(x_wide, zero, lax.add, sizes, steps, pads)
+
+    def total(part: jax.Array) -> jax.Array:
+        own = pads
+        if split and axis_size("context") > 1:
+            part = window_input(part, 1, sizes[1], steps[1], pads[1])
+            own = (pads[0], (0, 0), *pads[2:])
+        return lax.reduce_window(part, np.zeros((), wide), lax.add, sizes, steps, own)
+
     count: jax.Array | int = math.prod(sizes)
     if not count_include_pad:
-        count = lax.reduce_window(ones, zero, lax.add, sizes, steps, pads)
-    return (total / count).astype(x.dtype)
+        count = total(jnp.ones((1, *x.shape[1:-1], 1), wide))
+    return (total(x.astype(wide)) / count).astype(x.dtype)
 
 
 def global_avg_pool(x: jax.Array) -> jax.Array:

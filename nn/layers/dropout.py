@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nn.parallel import BATCH_AXES, axis_index, axis_size, bound_axis
+from nn.parallel import BATCH_AXES, axis_index, axis_size, split_axis
 from nn.parallel.random import keep_mask, key_here, rows_here
 from nn.parallel.sequence import columns
 from nn.parallel.tensor import sequence_axes
@@ -24,8 +24,8 @@ def split_axes(name: str | None) -> tuple[str, ...]:
         return sequence_axes()
     if name == "sequence":
         return ("context",)
-    axis = bound_axis(name)
-    return () if axis in (None, "fsdp") else (axis,)
+    axis = split_axis(name)
+    return () if axis is None else (axis,)
 
 
 def indices(name: str | None, size: int) -> jax.Array | None:

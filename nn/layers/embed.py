@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from nn import initializers
-from nn.parallel import Layer, bound_axis, einsum, enter, leave, pipeline
+from nn.parallel import Layer, einsum, enter, leave, pipeline, split_axis
 from nn.parallel import axis_index as shard_index
-from nn.parallel.collectives import all_gather, psum, psum_scatter
-from nn.parallel.tensor import sequence_is_split
+from nn.parallel.collectives import all_gather
+from nn.parallel.tensor import leave_sum, sequence_is_split
 from nn.parallel.weight import Weight
 
 
@@ -47,7 +47,7 @@ class Embed(Layer):
         here_BT = (local_BT >= 0) & (local_BT < rows_vD.shape[0])
         x_BTD = jnp.take(rows_vD, jnp.where(here_BT, local_BT, 0), axis=0)
         x_BTD = jnp.where(here_BT[..., None], x_BTD, jnp.zeros((), x_BTD.dtype))
-        return psum_scatter(x_BTD, axis, 1) if sequence_is_split() else psum(x_BTD, axis)
+        return leave_sum(x_BTD, axis)
 
     def attend(self, x_BTD: jax.Array, table: Weight | None = None) -> jax.Array:
         """Logits of this shard's part of the vocabulary, (B, T, D) -> (B, T, v).
@@ -79,7 +79,7 @@ def head_input(x_BTD: jax.Array, size: int) -> jax.Array:
     All positions where the vocabulary is split over `tensor`. Where it is not, because the shards
     do not divide it, they share the positions out instead (those of sequence parallelism).
     """
-    return x_BTD if bound_axis("vocab", size) is None else enter(x_BTD, "vocab")
+    return x_BTD if split_axis("vocab", size) is None else enter(x_BTD, "vocab")
 
 
 def head_positions(x_BT: jax.Array, size: int) -> jax.Array:
@@ -88,9 +88,9 @@ def head_positions(x_BT: jax.Array, size: int) -> jax.Array:
     On stages of a pipeline it goes the way of the states: see `pipeline.share`.
     """
     if pipeline.stages() == 1:
-        return leave(x_BT) if bound_axis("vocab", size) is None else x_BT
+        return leave(x_BT) if split_axis("vocab", size) is None else x_BT
     x_BT = pipeline.share(leave(x_BT), states=False)
-    gathered = sequence_is_split() and bound_axis("vocab", size) is not None
+    gathered = sequence_is_split() and split_axis("vocab", size) is not None
     return all_gather(x_BT, "tensor", 1, same=True) if gathered else x_BT
 
 

@@ -24,7 +24,7 @@ from nn import activations, initializers, names
 from nn.layers import grouped
 from nn.layers.dense import Dense, FeedForward
 from nn.layers.dropout import indices, split_axes
-from nn.parallel import BATCH_AXES, Layer, bound_axis, enter, vary
+from nn.parallel import BATCH_AXES, Layer, enter, split_axis, vary
 from nn.parallel.collectives import pmean, psum, shards
 from nn.parallel.expert import dispatch, ranks
 from nn.parallel.mesh import current_rules
@@ -78,10 +78,9 @@ class Routing:
         names.lookup("router_scores", self.scores, SCORES)
         names.lookup("router_group_score", self.group_score, GROUP_SCORES)
         if self.groups < 1 or self.experts % self.groups:
-            near = [g for g in range(1, self.experts + 1) if self.experts % g == 0]
             raise ValueError(
                 f"router_groups={self.groups} does not divide num_experts={self.experts}; nearest "
-                f"that does: {min(near, key=lambda g: (abs(g - self.groups), g))}"
+                f"that does: {names.nearest_divisor(self.experts, self.groups)}"
             )
         if not 1 <= self.top_groups <= self.groups:
             raise ValueError(
@@ -201,7 +200,7 @@ class MoE(Layer):
         logits_BTE = self._logits(x_BTD)
         bias = None
         if r.bias_rate:
-            bias = self.statistic("bias", (r.experts,), (None,), 0.0, "router")
+            bias = self.statistic("bias", (r.experts,), (None,), 0.0, "statistics")
         expert, weight, probabilities = route(r, logits_BTE, bias.value if bias else None)
         loads_ME = loads(expert, r.experts, parts_here(x_BTD.shape[0]))
         loads_E = loads_ME.sum(axis=0)
@@ -238,7 +237,7 @@ class MoE(Layer):
     ) -> tuple[jax.Array, jax.Array]:
         """What the chosen experts add, and the share of the choices that were dropped."""
         r, D = self.routing, x_BTD.shape[-1]
-        split = bound_axis("mlp")
+        split = split_axis("mlp")
         x, expert, weight = (enter(a, "mlp") for a in (x_BTD, expert_BTK, weight_BTK))
         if split is not None:  # the sum of their gradients is over tokens, not over choices
             x, weight = vary((x, weight), [split])

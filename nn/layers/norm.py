@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from nn import initializers, names
-from nn.parallel import BATCH_AXES, Layer, axis_size, bound_axis
+from nn.parallel import BATCH_AXES, Layer, axis_size, split_axis
 from nn.parallel.collectives import pmean, shards
 from nn.parallel.mesh import SEQUENCE_AXES
 
@@ -156,7 +156,7 @@ def _over_positions(h: jax.Array) -> jax.Array:
 
 
 def _axes(split: str | None) -> tuple[str, ...]:
-    axis = bound_axis(split)
+    axis = split_axis(split)
     return () if axis is None else (axis,)
 
 

@@ -22,6 +22,7 @@ from nn.parallel import axis_index, pipeline, schedule
 from nn.parallel.mesh import current_rules
 from nn.parallel.random import place
 
+STATISTICS = "statistics"  # the collection of what layers of a stack keep beside their weights
 Aux = dict[str, jax.Array]
 Derive = Callable[[Any], tuple[Any, ...]]
 
@@ -83,7 +84,7 @@ def stacked(
         layer_class = nn.remat(layer_class, policy=policy, prevent_cse=False)
     return nn.scan(
         layer_class,
-        variable_axes={"params": 0, "intermediates": 0, "router": 0},
+        variable_axes={"params": 0, "intermediates": 0, STATISTICS: 0},
         split_rngs={"params": True, "dropout": False},
         in_axes=(0, *(nn.broadcast,) * context),
         length=local,

@@ -22,6 +22,7 @@ from nn.optim.rounding import apply_updates_stochastically
 from nn.parallel import BATCH_AXES
 from nn.parallel.mesh import AXES, SEQUENCE_AXES
 from nn.parallel.optimizer import optimizer_specs
+from nn.parallel.weight import spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,16 +212,16 @@ class Rule:
             return x.reshape(-1, k, *x.shape[1:]).swapaxes(0, 1)
 
         axes = (*BATCH_AXES, *SEQUENCE_AXES)
-        spread, reduce = jax.vjp(lambda p: parallel.vary(p, axes), params)
+        apart, reduce = jax.vjp(lambda p: spread(p, axes), params)
 
         def body(carry: Any, piece: Any) -> Any:
             total, variables = carry
             index, part = piece
             noise = jax.random.fold_in(key, index)
-            grads, (sums, variables) = gradient(spread, variables, part, noise)
+            grads, (sums, variables) = gradient(apart, variables, part, noise)
             return (jax.tree.map(jnp.add, total, grads), variables), sums
 
-        zeros = jax.tree.map(jnp.zeros_like, spread)
+        zeros = jax.tree.map(jnp.zeros_like, apart)
         parts = (jnp.arange(k), {name: pieces(x) for name, x in batch.items()})
         (total, variables), sums = jax.lax.scan(body, (zeros, variables), parts)
         return reduce(total)[0], jax.tree.map(lambda x: x.sum(axis=0), sums), variables

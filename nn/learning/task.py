@@ -64,10 +64,10 @@ class Task:
 
     def arrange(self, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The batch with its positions in the order in which the mesh holds them."""
-        shards = self.mesh.shape["context"]
-        return {
-            name: x[:, sequence.order(x.shape[1], shards, self.rules.layout)]
-            if shards > 1 and self.is_sequence(name)
-            else x
-            for name, x in rows.items()
-        }
+        shards, layout = self.mesh.shape["context"], self.rules.layout
+        found = dict(rows)
+        for name in filter(self.is_sequence, rows if shards > 1 else ()):
+            order = sequence.order(rows[name].shape[1], shards, layout)
+            if layout != "contiguous":
+                found[name] = rows[name][:, order]
+        return found

@@ -18,12 +18,11 @@ import jax.numpy as jnp
 
 from nn import losses, names
 from nn.objectives.sums import Batch, Sums, Variables, apply
-from nn.parallel import BATCH_AXES, bound_axis, pipeline, psum, vary
+from nn.parallel import pipeline, psum, split_axis
 from nn.parallel.mesh import current_rules
-from nn.parallel.tensor import sequence_axes
 
 SEQUENCE = ("inputs", "targets", "segments", "positions", "mask")
-ONE_F_ONE_B = True
+ONE_F_ONE_B = True  # `sums` goes by that schedule where the rules say so
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +70,7 @@ def _sums(
     mask_BT: jax.Array,
 ) -> Sums:
     """Sums of the head's loss over the positions of `hidden_BTD`; all positions of the others."""
-    split = bound_axis("vocab", model.config.vocab_size)
+    split = split_axis("vocab", model.config.vocab_size)
     weight: Any = None
     if config.chunks > 1:  # gathered before the loop, not in each of its iterations
         weight = model.apply(variables, hidden_BTD, method="head_weight")
@@ -111,9 +110,7 @@ def _one_f_one_b(
     key: jax.Array,
 ) -> Sums:
     """The same sums where the pipeline begins a microbatch's backward pass with its loss."""
-    # Cast before the embedding: its gradient is then summed over the stages as one table, not as
-    # the activations of the whole batch.
-    params = vary(variables["params"], (*BATCH_AXES, *sequence_axes(), pipeline.PIPE))
+    params = variables["params"]
     bound = model.bind({"params": params}, rngs={"dropout": key})
     carry, weights, stage = bound.stages(*inputs)
     targets_BT, mask_BT = batch["targets"], batch["mask"]

@@ -5,7 +5,7 @@ of a sequence, `SEQUENCE`, which may then be split over the mesh axis `context`,
 `sums(config, model, variables, batch, key, train) -> (Sums, variables)`; "loss" is among the sums.
 The step adds totals and counts over microbatches and over the mesh and divides once. One that
 defines `ONE_F_ONE_B` trains by that schedule too (`nn.parallel.pipeline.one_f_one_b`), on models
-with the methods `stages` and `states`.
+with the methods `stages`, `states`, `head`, `head_positions` and the property `head_weights`.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def _dealt(pieces: jax.Array, inputs: int, split: dict[int, str]) -> jax.Array:
     sizes = [collectives.axis_size(axis) for axis in names]
     shards = math.prod(sizes)
     padding = [(0, -N % shards)] + [(0, 0)] * len(local)
-    x = jax.lax.all_to_all(jnp.pad(pieces, padding), names, 0, 0, tiled=True)
+    x = collectives.all_to_all(jnp.pad(pieces, padding), names)
     # Now (*sizes, matrices, *local): what came from a shard goes to its place in the matrix.
     order, shape = [len(sizes)], [len(x) // shards]
     for d, size in enumerate(local):
@@ -121,7 +121,7 @@ def _dealt(pieces: jax.Array, inputs: int, split: dict[int, str]) -> jax.Array:
     apart = (*sizes, len(x) // shards, *local)
     whole = _orthogonal(x.reshape(apart).transpose(order).reshape(shape), inputs, len(local))
     back = whole.reshape([apart[i] for i in order]).transpose(np.argsort(order))
-    return jax.lax.all_to_all(back.reshape(x.shape), names, 0, 0, tiled=True)[:N]
+    return collectives.all_to_all(back.reshape(x.shape), names)[:N]
 
 
 def newton_schulz(x_NIO: jax.Array) -> jax.Array:

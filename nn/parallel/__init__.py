@@ -25,4 +25,5 @@ from nn.parallel.weight import Named as Named
 from nn.parallel.weight import Weight as Weight
 from nn.parallel.weight import bound_axis as bound_axis
 from nn.parallel.weight import specs as specs
+from nn.parallel.weight import split_axis as split_axis
 from nn.parallel.weight import unbox as unbox

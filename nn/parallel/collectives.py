@@ -103,11 +103,12 @@ def psum_scatter(x: jax.Array, axis: str, dim: int) -> jax.Array:
     return lax.psum_scatter(vary(x, [axis]), axis, scatter_dimension=dim, tiled=True)
 
 
-def all_to_all(x: jax.Array, axis: str, split: int = 0, concat: int = 0) -> jax.Array:
+def all_to_all(
+    x: jax.Array, axes: str | Sequence[str], split: int = 0, concat: int = 0
+) -> jax.Array:
     """Cut dimension `split` into one piece per shard, and join those received along `concat`."""
-    if not bound([axis]):
-        return x
-    return lax.all_to_all(vary(x, [axis]), axis, split, concat, tiled=True)
+    names = bound([axes] if isinstance(axes, str) else axes)
+    return lax.all_to_all(vary(x, names), names, split, concat, tiled=True) if names else x
 
 
 def local_slice(x: jax.Array, axes: str | Sequence[str], dim: int) -> jax.Array:

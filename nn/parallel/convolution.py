@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from nn.parallel import collectives, halo
-from nn.parallel.weight import Weight, bound_axis
+from nn.parallel.weight import Weight, split_axis
 
 Pairs = Sequence[tuple[int, int]]  # (before, after) of each spatial dimension
 
@@ -86,8 +86,8 @@ def gather_channels(x: jax.Array, name: str, same: bool = False) -> jax.Array:
 
     same: every shard goes on with the same work (see `nn.parallel.collectives.all_gather`).
     """
-    axis = bound_axis(name)
-    if axis is None or axis == "fsdp":
+    axis = split_axis(name)
+    if axis is None:
         return x
     return collectives.all_gather(x, axis, x.ndim - 1, same)
 

@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nn import names
 from nn.parallel import collectives
 from nn.parallel.mesh import current_rules, platform
 from nn.parallel.weight import bound_axis
@@ -130,7 +129,7 @@ def dispatch(
     bound = min(N * min(K, own), limit * own)
     if axis is None:
         return combine(compute(x_ND, expert_NK, bound), weight_NK)
-    way = names.lookup("mesh.dispatch", current_rules().dispatch, WAYS)
+    way = WAYS[current_rules().dispatch]
     return way(compute, x_ND, expert_NK, weight_NK, own, bound)
 
 

@@ -42,6 +42,19 @@ WEIGHT_RULES: Mapping[str, str | None] = MappingProxyType(
         "norm": None,
     }
 )
+# What the rules may map a name to besides "", which replicates. The other axes split examples or
+# positions: a weight split over them would meet other examples on every shard.
+WEIGHT_AXES = {"layers": ("pipe",), "expert": ("expert",)}
+ANY_WEIGHT = ("fsdp", "tensor")
+# How the axes are used: field of `Rules` -> its values.
+USES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "schedule": ("gpipe", "interleaved", "1f1b"),
+        "attention": ("ring", "ulysses"),
+        "dispatch": ("auto", "gather", "all_to_all", "ragged"),
+        "reduce_dtype": ("float32", "bfloat16"),
+    }
+)
 # Dimensions that every shard holds whole where their size does not divide: the few key and value
 # heads of grouped-query attention, and vocabularies such as GPT-2's 50,257.
 REPLICABLE = ("kv_heads", "vocab")
@@ -75,6 +88,10 @@ class Rules:
     dispatch: str = "auto"
     reduce_dtype: str = "float32"
 
+    def __post_init__(self) -> None:
+        for field, values in USES.items():
+            naming.lookup(f"mesh.{field}", getattr(self, field), dict.fromkeys(values))
+
     @property
     def layout(self) -> str:
         """How positions lie on `context`: see `nn.parallel.sequence`."""
@@ -86,9 +103,11 @@ class Rules:
 
 
 def parse_rules(text: str, sequence_parallel: bool, **use: Any) -> Rules:
-    """`Rules` with overrides such as "mlp=,embed=data": name=axis, an empty axis replicates.
+    """`Rules` with overrides such as "mlp=,heads=fsdp": name=axis, an empty axis replicates.
 
     use: the other fields of `Rules`.
+    Raises:
+      ValueError: a name or an axis that is none, or an axis that cannot split this name.
     """
     table = dict(WEIGHT_RULES)
     for part in filter(None, (p.strip() for p in text.split(","))):
@@ -98,9 +117,11 @@ def parse_rules(text: str, sequence_parallel: bool, **use: Any) -> Rules:
         naming.lookup("logical axis in mesh.rules", name, table)
         if axis:
             naming.lookup("mesh axis in mesh.rules", axis, dict.fromkeys(AXES))
-        if name == "layers" and axis not in ("", "pipe"):
+        can = WEIGHT_AXES[name] if name in WEIGHT_AXES else ANY_WEIGHT
+        if axis and axis not in can:
             raise ValueError(
-                f"mesh.rules: layers={axis}: only pipe can split layers; nearest: pipe"
+                f"mesh.rules: {name}={axis}: weights can be split along {name!r} over "
+                f"{' or '.join(can)} only; nearest: {name}={can[0]}"
             )
         table[name] = axis or None
     return Rules(MappingProxyType(table), sequence_parallel, **use)

@@ -10,7 +10,8 @@ rows as their first dimension) and the number of the piece; aux is a dict of sca
 of M holds the rows m, m + M, ... of a device, hence the examples m mod M on any mesh.
 
 gpipe and interleaved leave the backward pass to automatic differentiation and compute a stage again
-in it (all but its inputs); 1f1b runs both passes itself.
+in it (all but its inputs); 1f1b runs both passes itself. Blocks that have a remat policy of their
+own are computed a third time: a stage then holds the activations of one block, else of all of them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from jax import lax
 from nn.parallel import collectives, schedule
 from nn.parallel.collectives import axis_index, axis_size, psum, psum_scatter, vary
 from nn.parallel.mesh import current_rules
-from nn.parallel.weight import bound_axis
+from nn.parallel.weight import bound_axis, spread
 
 PIPE = "pipe"
 Stage = Callable[[Any, Any, Any, Any], tuple[Any, dict[str, jax.Array]]]
@@ -42,6 +43,12 @@ def stages() -> int:
 def alternates() -> bool:
     """Whether training here is by 1f1b, which needs the loss of a microbatch (`one_f_one_b`)."""
     return stages() > 1 and current_rules().schedule == "1f1b"
+
+
+def between_stages(tree: Any) -> Any:
+    """Typed as different on each stage. Of the tokens, before their embedding: its gradient is
+    then summed over the stages as one table, not as the activations of the whole batch."""
+    return vary(tree, [PIPE]) if stages() > 1 else tree
 
 
 def rows(tree: Any, part: Any, parts: int, batch: int) -> Any:
@@ -69,6 +76,7 @@ def share(x_BT: jax.Array, *, states: bool) -> jax.Array:
 
     states: x comes from the last layer and is zero on all stages but the last; else all stages
       hold the same x, such as the targets that go with the states.
+    Raises ValueError where the stages divide neither.
     """
     n = stages()
     if n == 1:
@@ -88,9 +96,9 @@ def circular(stage: Stage, weights: Any, carry: Any, parts: int, rounds: int) ->
       stages, averaged over the microbatches.
     """
     n, here, batch = stages(), axis_index(PIPE), jax.tree.leaves(carry)[0].shape[0]
-    carry = vary(carry, [PIPE])
+    carry = between_stages(carry)
     # Typed as varying before the loop, so that gradients are summed over the mesh once, after it.
-    weights = _to_users(vary(weights, _axes(carry)), rounds)
+    weights = _to_users(spread(weights, _axes(carry)), rounds)
     slots = jnp.asarray(schedule.arrivals(n, rounds))
 
     # The choice of the weights lies inside: outside, each tick would keep its choice.
@@ -143,8 +151,8 @@ def one_f_one_b(
     """
     # Types of the gradients must be those of the arguments, hence the cast outside; its transpose
     # is the one sum over the mesh.
-    carry = vary(carry, [PIPE])
-    weights, rest = vary((weights, rest), _axes(carry))
+    carry = between_stages(carry)
+    weights, rest = spread((weights, rest), _axes(carry))
 
     def passes(weights: Any, rest: Any, carry: Any) -> Any:
         return _Passes(stage, last, weights, rest, carry, parts, aux_weight).run()

@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from nn.parallel import collectives
 from nn.parallel.pattern import Pattern, attention_mask
@@ -230,8 +231,10 @@ def _forward(
             carry = lax.scan(step, carry, jnp.arange(1, plan.shards - 1))[0]
         state = step(carry, plan.shards - 1, last=True)[0][0]
     total, largest, mass = state
-    out = (total / mass[..., None]).astype(q.dtype)
-    return out, (q, kv, queries, keys, shared, out, largest + jnp.log(mass))
+    # Named, so that a remat policy can keep what the backward pass needs of the ring.
+    out = checkpoint_name((total / mass[..., None]).astype(q.dtype), "attention")
+    log_sum = checkpoint_name(largest + jnp.log(mass), "attention")
+    return out, (q, kv, queries, keys, shared, out, log_sum)
 
 
 def _backward(plan: _Plan, residuals: Any, d_out: jax.Array) -> Any:
@@ -324,18 +327,19 @@ def _scores(plan: _Plan, masked: bool, ours: Side, theirs: Side, shared: _Shared
     return scores
 
 
-def _dropped(
-    plan: _Plan, weights: jax.Array, queries: Rows, keys: Rows, shared: _Shared
-) -> jax.Array:
-    """Weights (B, G, R, C, C') times their dropout mask: a function of the global place."""
+def _dropout(
+    plan: _Plan, queries: Rows, keys: Rows, shared: _Shared
+) -> Callable[[jax.Array], jax.Array]:
+    """What drops weights (B, G, R, C, C'): a function of their global place."""
     if shared.key is None or shared.rows is None:
-        return weights
+        return lambda weights: weights
     rows = shared.rows[..., None] * jnp.uint32(plan.total)
     rows = rows + queries.columns.astype(jnp.uint32)[None, None, None]
     bits = bits_at(
         shared.key, rows[..., None], keys.columns.astype(jnp.uint32).reshape(1, 1, 1, 1, -1)
     )
-    return jnp.where(kept(bits, plan.rate), weights / (1.0 - plan.rate), 0.0)
+    mask = kept(bits, plan.rate)
+    return lambda weights: jnp.where(mask, weights / (1.0 - plan.rate), 0.0)
 
 
 def _tile(
@@ -352,7 +356,7 @@ def _tile(
     new = jnp.maximum(largest, scores.max(axis=-1))
     weights, shrink = jnp.exp(scores - new[..., None]), jnp.exp(largest - new)
     mass = mass * shrink + weights.sum(axis=-1)
-    weights = _dropped(plan, weights, queries, keys, shared).astype(kv.dtype)
+    weights = _dropout(plan, queries, keys, shared)(weights).astype(kv.dtype)
     part = jnp.einsum("bgrts,bgsk->bgrtk", weights, kv[1], preferred_element_type=jnp.float32)
     return total * shrink[..., None] + part, new, mass
 
@@ -366,9 +370,9 @@ def _tile_gradient(
     scores = _scores(plan, masked, own, theirs, shared)
     weights = jnp.exp(scores - log_sum[..., None])
     wide = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    d_weights = _dropped(plan, wide("bgrtk,bgsk->bgrts", d_out, kv[1]), queries, keys, shared)
+    drop = _dropout(plan, queries, keys, shared)
+    d_weights = drop(wide("bgrtk,bgsk->bgrts", d_out, kv[1]))
     d_scores = (weights * (d_weights - inner[..., None])).astype(q.dtype)
-    dropped = _dropped(plan, weights, queries, keys, shared).astype(q.dtype)
-    d_v = wide("bgrts,bgrtk->bgsk", dropped, d_out)
+    d_v = wide("bgrts,bgrtk->bgsk", drop(weights).astype(q.dtype), d_out)
     d_k = wide("bgrts,bgrtk->bgsk", d_scores, q)
     return wide("bgrts,bgsk->bgrtk", d_scores, kv[0]), jnp.stack([d_k, d_v])

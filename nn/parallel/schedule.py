@@ -18,8 +18,9 @@ import math
 from typing import Any, NamedTuple
 
 from nn import names
+from nn.parallel.mesh import USES
 
-SCHEDULES = dict.fromkeys(("gpipe", "interleaved", "1f1b"))
+SCHEDULES = dict.fromkeys(USES["schedule"])
 
 
 class Work(NamedTuple):
@@ -105,11 +106,9 @@ def check_layers(layers: int, stages: int, rounds: int) -> None:
 def check_rows(rows: int, microbatches: int) -> None:
     """ValueError where the rows of a device cannot be cut into equal microbatches."""
     if rows % microbatches:
-        good = [d for d in range(1, rows + 1) if rows % d == 0]
-        nearest = min(good, key=lambda d: abs(d - microbatches))
         raise ValueError(
             f"mesh.microbatches={microbatches} does not divide the {rows} rows of a device; "
-            f"nearest that does: {nearest}"
+            f"nearest that does: {names.nearest_divisor(rows, microbatches)}"
         )
 
 

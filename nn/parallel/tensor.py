@@ -63,9 +63,13 @@ def einsum_parts(
       dimension that the product sums over is split.
     """
     labels, output = equation.split(",")[1].split("->")
-    whole = [weight.whole(like=x) for weight in weights]
-    axes = {axis for w in whole for axis in collectives.varying(w)}
-    y = jnp.einsum(equation, x, jnp.concatenate([collectives.vary(w, axes) for w in whole], dim))
+    if x.shape[1] == 1:  # one token each: laying weights side by side costs more than it saves
+        return [jnp.einsum(equation, x, weight.whole(like=x)) for weight in weights]
+    # All are cast to the axes of any before they are gathered: see `Weight.whole`.
+    held = {axis for weight in weights for axis in collectives.varying(weight.value)} - {"fsdp"}
+    like = collectives.vary(x, held)
+    whole = [weight.whole(like) for weight in weights]
+    y = jnp.einsum(equation, x, jnp.concatenate(whole, dim))
     # A split, whose transpose is one concatenation; that of slices is a sum of padded arrays.
     return list(lax.split(y, [w.shape[dim] for w in whole], axis=output.index(labels[dim])))
 

@@ -8,7 +8,7 @@ names, so that the sharded einsum knows what to gather and what to sum.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -86,9 +86,13 @@ class Weight:
         return _gather_narrow(x, like.dtype, dims[0], same)
 
     def gathered(self, like: jax.Array) -> Weight:
-        """The weight with its fsdp dimensions gathered once, for a loop that uses it often."""
+        """The weight with its fsdp dimensions gathered once, for a loop that uses it often.
+
+        It is wide again, so that the loop adds its gradient up in the dtype of the sums; a compiler
+        sees that the way there and back leaves the narrow value.
+        """
         axes = tuple(None if axis == "fsdp" else axis for axis in self.axes)
-        return Weight(self.whole(like), axes)
+        return Weight(self.whole(like).astype(sum_dtype(like.dtype)), axes)
 
     def beside(self, y: jax.Array) -> jax.Array:
         """The value in the dtype of y, ready to be added to its last dimensions."""
@@ -97,13 +101,26 @@ class Weight:
 
     def _among(self, like: jax.Array) -> jax.Array:
         """The share on the axes of `like`, in the dtype in which its gradient is summed there."""
-        wide = jnp.promote_types(current_rules().reduce_dtype, like.dtype)
-        return collectives.vary(self.value.astype(wide), collectives.varying(like))
+        return spread(self.value, collectives.varying(like), like.dtype)
 
     def split_over(self, dim: int) -> str | None:
         """The mesh axis, fsdp aside, over which a dimension stays split."""
         axis = self.axes[dim]
         return None if axis == "fsdp" else axis
+
+
+def sum_dtype(dtype: Any) -> Any:
+    """In which gradients of values of a dtype are summed over the mesh, and in loops."""
+    return jnp.promote_types(current_rules().reduce_dtype, dtype)
+
+
+def spread(tree: Any, axes: Iterable[str], dtype: Any = None) -> Any:
+    """Parameters typed as varying over `axes`; the transpose sums their gradients there.
+
+    They have the dtype in which they are summed: that of sums of `dtype`, by default their own.
+    """
+    wide = jax.tree.map(lambda x: x.astype(sum_dtype(dtype or x.dtype)), tree)
+    return collectives.vary(wide, axes)
 
 
 def _gather_narrow(x: jax.Array, dtype: Any, dim: int, same: bool) -> jax.Array:
@@ -125,6 +142,15 @@ def _gather_narrow(x: jax.Array, dtype: Any, dim: int, same: bool) -> jax.Array:
     return gather(x)
 
 
+def split_axis(name: str | None, size: int | None = None) -> str | None:
+    """The mesh axis over which a dimension of an activation is split here, or None.
+
+    That is `bound_axis`, except that fsdp splits weights only. Raises as `Rules.axis` does.
+    """
+    axis = bound_axis(name, size)
+    return None if axis == "fsdp" else axis
+
+
 def bound_axes(shape: Sequence[int], names: Names) -> tuple[str | None, ...]:
     """The mesh axis that splits each dimension of a global shape here."""
     return tuple(bound_axis(name, size) for size, name in zip(shape, names, strict=True))
@@ -142,7 +168,10 @@ class Layer(nn.Module):
     """A Linen module whose parameters and statistics carry logical names."""
 
     def weight(self, name: str, shape: Sequence[int], names: Names, init: Initializer) -> Weight:
-        """A parameter of global `shape`, float32; `names` has one entry per dimension."""
+        """A parameter of global `shape`; `names` has one entry per dimension.
+
+        It is made in float32; what is applied has the dtype in which it is stored.
+        """
         axes = bound_axes(shape, names)
 
         def make(key: jax.Array) -> Named:

@@ -166,7 +166,7 @@ BAD = {
             *("--config.mesh.pipe=2", "--config.model.num_experts=4"),
             "--config.model.router_bias_rate=0.1",
         ],
-        "a pipeline cannot update what layers keep beside their weights, router here",
+        "a pipeline cannot update what layers keep beside their weights, statistics here",
     ),
     "data set": (["--config.data.name=pyhton_source"], "nearest: 'python_source'"),
     "missing data": (

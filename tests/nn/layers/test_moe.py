@@ -245,22 +245,22 @@ def test_the_bias_evens_the_load_and_leaves_the_weights_alone() -> None:
     x = x.at[..., 0].set(2.0)
     busiest = []
     for _ in range(40):
-        (_, aux), new = module.apply(variables, x, mutable=["router"])
+        (_, aux), new = module.apply(variables, x, mutable=["statistics"])
         busiest.append(float(aux["busiest"]))
-        change = new["router"]["bias"] - variables["router"]["bias"]
+        change = new["statistics"]["bias"] - variables["statistics"]["bias"]
         assert set(np.round(np.asarray(change) / 0.02).tolist()) <= {-1.0, 0.0, 1.0}
         variables = variables | dict(new)
     assert busiest[0] > 1.8 and max(busiest[-5:]) < 1.3, busiest
     logits = x @ skew
-    biased = moe.route(module.routing, logits, variables["router"]["bias"])
+    biased = moe.route(module.routing, logits, variables["statistics"]["bias"])
     plain = jax.nn.sigmoid(logits)
     chosen = jnp.take_along_axis(plain, biased[0], axis=-1)
     np.testing.assert_allclose(biased[1], chosen / chosen.sum(axis=-1, keepdims=True), rtol=1e-5)
     assert (biased[0] != moe.route(module.routing, logits)[0]).any()
     # Evaluation reads the bias and leaves it.
     quiet = module.clone(train=False)
-    _, new = quiet.apply(variables, x, mutable=["router"])
-    np.testing.assert_array_equal(new["router"]["bias"], variables["router"]["bias"])
+    _, new = quiet.apply(variables, x, mutable=["statistics"])
+    np.testing.assert_array_equal(new["statistics"]["bias"], variables["statistics"]["bias"])
 
 
 def test_jitter_is_for_training_and_for_the_router_only() -> None:

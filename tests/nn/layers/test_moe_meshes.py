@@ -149,7 +149,7 @@ def test_accumulation_takes_the_bias_along() -> None:
     mesh = cases.measure("transformer", config, sizes_of("expert2 x data2"), rules, accumulate=2)
     assert cases.worst(mesh.gradients, one.gradients)[0] <= TOLERANCE
     assert cases.worst(mesh.variables, one.variables)[0] <= TOLERANCE
-    bias = one.variables["router"]["blocks"]["moe"]["bias"]
+    bias = one.variables["statistics"]["blocks"]["moe"]["bias"]
     assert bias.shape == (config.num_layers, 8)
     assert {round(abs(float(x)), 4) for x in bias.flat} <= {0.0, 0.01, 0.02}
     assert np.abs(bias).max() > 0.015

@@ -56,6 +56,12 @@ VARIANTS = {
     "replicated mlp and vocabulary": (GPT, "mlp=,vocab=", True, 1),
     "replicated heads": (GPT, "heads=,kv_heads=", True, 1),
     "accumulation": (GPT, "", True, 2),
+    "fsdp along heads, mlp and vocabulary": (
+        dataclasses.replace(LLAMA, position="alibi", dropout=0.2),
+        "embed=,heads=fsdp,kv_heads=fsdp,mlp=fsdp,vocab=fsdp",
+        True,
+        1,
+    ),
 }
 
 
@@ -109,6 +115,27 @@ def test_dropout_masks_do_not_depend_on_the_mesh() -> None:
 def test_impossible_meshes_are_refused(sizes: dict[str, int], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         parallel.make_mesh(sizes, jax.devices())
+
+
+@pytest.mark.parametrize(
+    "rule, nearest",
+    [
+        ("mlp=data", "mlp=fsdp"),
+        ("vocab=expert", "vocab=fsdp"),
+        ("heads=context", "heads=fsdp"),
+        ("layers=fsdp", "layers=pipe"),
+        ("expert=tensor", "expert=expert"),
+    ],
+)
+def test_axes_that_split_examples_cannot_split_weights(rule: str, nearest: str) -> None:
+    """They would sum the partial products of different examples, silently."""
+    with pytest.raises(ValueError, match=f"{rule}: .* only; nearest: {nearest}"):
+        parallel.parse_rules(rule, True)
+
+
+def test_ways_that_are_none_are_refused() -> None:
+    with pytest.raises(ValueError, match="unknown mesh.attention 'rign': .*; nearest: 'ring'"):
+        parallel.Rules(attention="rign")
 
 
 def test_sizes_that_do_not_divide_are_refused() -> None:

@@ -54,6 +54,48 @@ def test_the_sum_over_the_mesh_is_that_of_float32() -> None:
     assert 1e-4 < np.abs(rough - exact).max() / exact.max() < 2e-2
 
 
+def test_a_loop_adds_the_gradient_of_a_gathered_weight_up_in_float32() -> None:
+    """512 times 1, which in bfloat16 ends at 256."""
+    mesh = parallel.make_mesh({"fsdp": 8}, jax.devices())
+
+    def local(w: jax.Array, x: jax.Array) -> jax.Array:
+        def loss(w: jax.Array) -> jax.Array:
+            held = Weight(w, ("fsdp", None)).gathered(like=x)
+            return jnp.sum(jax.lax.map(lambda row: jnp.sum(row @ held.whole(like=row)), x))
+
+        return jax.grad(loss)(w)
+
+    run = parallel.spmd(local, mesh, parallel.Rules(), (P("fsdp"), P("fsdp")), P("fsdp"))
+    x = jnp.ones((8 * 512, 8), jnp.bfloat16)
+    np.testing.assert_array_equal(jax.jit(run)(jnp.zeros((8, 3)), x), 8 * 512.0)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "schedule", "accumulate"),
+    [
+        ({"data": 2}, "gpipe", 2),
+        ({"pipe": 2, "data": 2}, "gpipe", 1),
+        ({"pipe": 2, "data": 2}, "1f1b", 1),
+    ],
+)
+def test_parameters_of_low_precision_are_summed_in_float32(
+    sizes: dict[str, int], schedule: str, accumulate: int
+) -> None:
+    """Over the mesh and in the loops over microbatches, as where there is no such loop."""
+    rules = parallel.Rules(schedule=schedule, microbatches=2)
+    rule = cases.make_rule("transformer", CONFIG, sizes, rules, accumulate=accumulate)
+    model = FAMILY.Model(CONFIG, dtype=jnp.bfloat16)
+    rule = dataclasses.replace(
+        rule, task=dataclasses.replace(rule.task, model=model, param_dtype=jnp.bfloat16)
+    )
+    state = jax.eval_shape(lambda: rule.init(0))
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.bfloat16)}
+    found = collectives_of.in_jaxpr(rule.gradients, state, cases.batch_of("transformer", CONFIG))
+    summed = [c for c in found if c.kind == "all-reduce" and "data" in c.axes]
+    assert len(summed) >= len(jax.tree.leaves(state.params))
+    assert {c.dtype for c in summed} == {"float32"}
+
+
 def test_a_float32_reduction_is_nearer_to_float32_gradients() -> None:
     errors = {}
     for dtype, reduce in (("float32", "float32"), ("bfloat16", "float32"), ("bfloat16",) * 2):
