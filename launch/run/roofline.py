@@ -79,15 +79,8 @@ def roofline(
         "bound": bound,
         "step_s": times[bound],
         "exposed_s": max(exposed, times[bound]),
-        "mfu": _mfu(model, times[bound], devices, peak),
-        "mfu_exposed": _mfu(model, max(exposed, times[bound]), devices, peak),
-    }
-
-
-def _mfu(model: Flops, seconds: float, devices: int, peak: float) -> dict[str, float]:
-    return {
-        convention: flops.mfu(model, seconds, devices, peak, convention).value
-        for convention in flops.ATTENTION
+        "mfu": flops.mfus(model, times[bound], devices, peak),
+        "mfu_exposed": flops.mfus(model, max(exposed, times[bound]), devices, peak),
     }
 
 
@@ -196,8 +189,7 @@ def _uses(run: Run) -> list[Use]:
 
 def _weights(run: Run) -> list[tuple[Any, P]]:
     """Every parameter, abstract and `Named`, with its partition."""
-    task = run.rule.task
-    named = jax.eval_shape(lambda: task.variables(0))["params"]
+    task, named = run.rule.task, run.named["params"]
     specs = parallel.specs(named, task.rules, task.mesh)
     leaves = jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, P))
     return list(zip(jax.tree.leaves(named, is_leaf=is_named), leaves, strict=True))

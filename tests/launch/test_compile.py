@@ -62,7 +62,9 @@ TRAFFIC: dict[str, dict[str, Any]] = {
     "expert": {"mesh__expert": 2, "mesh__fsdp": 2, "mesh__data": 2, "model__num_experts": 4},
     "tensor": {"mesh__tensor": 2, "mesh__fsdp": 2, "mesh__data": 2},
     "whole-sequence": {
-        "mesh__tensor": 2, "mesh__fsdp": 2, "mesh__data": 2,
+        "mesh__tensor": 2,
+        "mesh__fsdp": 2,
+        "mesh__data": 2,
         "mesh__sequence_parallel": "false",
     },
     "context": {"mesh__context": 2, "mesh__fsdp": 2, "mesh__data": 2},
@@ -181,6 +183,8 @@ WRONG = {
         *("--topology=v5p:4x4x4", "--hardware=gpu")
     ],
     "only a cpu:N topology.*nearest: --hardware=v6e": ["--topology=v6e:4x4", "--hardware=v5p"],
+    "only a cpu:N topology.*nearest: --hardware=v7x": ["--topology=7x:4x4x4", "--hardware=v5p"],
+    "--json=no/such/x.json: no directory": ["--topology=cpu:8", "--json=no/such/x.json"],
     "unknown hardware 'v5x'": ["--topology=cpu:8", "--hardware=v5x"],
     "--xla: 'a' is not of the form flag=value": ["--topology=cpu:8", "--xla=a"],
     "mesh fsdp=3 needs a multiple of 3 devices": ["--topology=cpu:8", "--config.mesh.fsdp=3"],
@@ -200,6 +204,23 @@ def test_errors_are_one_line(
     assert line.count("\n") == 1
     with pytest.raises(ValueError, match=message):
         raise ValueError(line)
+
+
+def test_the_command_is_kept_without_the_place_of_the_report() -> None:
+    words = ["--json", "a b.json", "--topology", "v5p:4x4x4", "--json=c.json", "--jsons"]
+    assert command._kept(words) == ["--topology", "v5p:4x4x4", "--jsons"]
+
+
+def test_experts_need_the_rows_that_there_are() -> None:
+    """Not those that fill up blocks, by which a CPU computes them."""
+    values = TINY | {"model.num_experts": 4, "model.experts_per_token": 2}
+    config = configs.load("experiments/bytes_gpt.py", [f"{k}={v}" for k, v in values.items()])
+    run = build(config, jax.devices()[:1])
+    weights = 256 * 32 + 2 * (4 * 32 * 32 + 2 * 3 * 32 * 64 + 32 * 4)
+    attention = 3 * 2 * 2 * 16 * 4 * 32 * 32 * 8 * 2
+    assert aot.model_flops(run, aot.abstract_batch(run)).total == (
+        3 * 2 * 16 * 32 * weights + attention
+    )
 
 
 def test_flags_for_asynchronous_collectives_can_be_changed() -> None:
