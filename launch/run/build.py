@@ -174,6 +174,12 @@ def _check_pipeline(config: FrozenConfigDict, task: Task, variables: Any) -> Non
             f"mesh.schedule='1f1b' needs an objective that gives a microbatch's gradient with its "
             f"loss, which {config.objective.name!r} does not; nearest: mesh.schedule='gpipe'"
         )
+    if options.schedule == "1f1b" and task.loss_scale > 1:
+        # Its backward pass is over when the loss gets its factor: small gradients are lost by then.
+        raise ValueError(
+            f"mesh.schedule='1f1b' cannot scale the loss, as "
+            f"precision.policy={config.precision.policy!r} needs; nearest: mesh.schedule='gpipe'"
+        )
     shards = math.prod(sizes[axis] for axis in parallel.BATCH_AXES)
     rows = config.data.batch_size // (shards * config.rule.accumulate)
     schedule.check_rows(rows, parts)

@@ -216,7 +216,8 @@ def test_experts_need_the_rows_that_there_are() -> None:
     values = TINY | {"model.num_experts": 4, "model.experts_per_token": 2}
     config = configs.load("experiments/bytes_gpt.py", [f"{k}={v}" for k, v in values.items()])
     run = build(config, jax.devices()[:1])
-    weights = 256 * 32 + 2 * (4 * 32 * 32 + 2 * 3 * 32 * 64 + 32 * 4)
+    # Of a layer: attention, two experts, the router, and the sum of what the two found.
+    weights = 256 * 32 + 2 * (4 * 32 * 32 + 2 * 3 * 32 * 64 + 32 * 4 + 2 * 32)
     attention = 3 * 2 * 2 * 16 * 4 * 32 * 32 * 8 * 2
     assert aot.model_flops(run, aot.abstract_batch(run)).total == (
         3 * 2 * 16 * 32 * weights + attention
