@@ -111,7 +111,7 @@ except ValueError as error:
 # %% [markdown]
 # `build` makes the objects that the config names, and computes nothing yet. The model is plain
 # Flax Linen, written for one device, one file from embedding to head:
-# `nn/families/transformer.py`.
+# `nn/families/transformer/model.py`.
 
 # %%
 import flax.linen as linen
@@ -257,5 +257,5 @@ jax.debug.visualize_array_sharding(spread_state.params["embed"]["embedding"])
 # ```
 #
 # To follow one training step: `launch/train.py`, `launch/run/loop.py`, `launch/run/step.py`,
-# `nn/learning/backprop.py`, `nn/objectives/next_token.py`, `nn/families/transformer.py`,
+# `nn/learning/backprop.py`, `nn/objectives/next_token.py`, `nn/families/transformer/model.py`,
 # `nn/layers/attention.py`, `nn/parallel/tensor.py`.

@@ -16,7 +16,6 @@ from launch.run.step import to_mesh
 from nn import families, parallel
 from nn.learning import backprop
 from nn.learning.task import Task
-from nn.objectives import classify, next_token
 
 BATCH = 16
 MESHES = {
@@ -51,36 +50,17 @@ def llama(config: Any) -> Any:
 
 
 def objective_of(name: str) -> Any:
-    """The objective that suits a family: by what its outputs are."""
-    fields = {f.name for f in dataclasses.fields(family(name).Config)}
-    return next_token if "vocab_size" in fields else classify
+    """The first of the objectives that train a family."""
+    return importlib.import_module(f"nn.objectives.{family(name).OBJECTIVES[0]}")
 
 
 def batch_of(name: str, config: Any) -> dict[str, np.ndarray]:
-    """A batch with uneven masks, two documents to a row where rows are tokens."""
-    rng = np.random.default_rng(0)
-    (inputs,) = family(name).example(config, BATCH)
-    if objective_of(name) is next_token:
-        length = inputs.shape[1]
-        tokens = rng.integers(0, config.vocab_size, (BATCH, length + 1)).astype(np.int32)
-        first = np.arange(length) < length // 3
-        rows = np.ones((BATCH, 1), np.int32)
-        place = np.where(first, np.arange(length), np.arange(length) - length // 3)
-        return {
-            "inputs": tokens[:, :-1],
-            "targets": tokens[:, 1:],
-            "segments": rows * np.where(first, 1, 2).astype(np.int32),
-            "positions": rows * place.astype(np.int32),
-            "mask": (rng.random((BATCH, length)) > 0.1).astype(np.float32),
-        }
-    outputs = jax.eval_shape(
-        lambda: family(name).Model(config).init_with_output(jax.random.key(0), inputs)
-    )[0].shape[-1]
-    return {
-        "inputs": rng.normal(size=inputs.shape).astype(np.float32),
-        "labels": rng.integers(0, outputs, (BATCH,)).astype(np.int32),
-        "mask": (np.arange(BATCH) % 5 > 0).astype(np.float32),
-    }
+    """A batch of that objective, as tests/batches says."""
+    objective = family(name).OBJECTIVES[0]
+    made: dict[str, np.ndarray] = importlib.import_module(f"tests.batches.{objective}").batch(
+        family(name), config, BATCH
+    )
+    return made
 
 
 def make_rule(

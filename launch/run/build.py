@@ -14,7 +14,7 @@ from launch.data.loader import Loader
 from launch.data.source import Source, Spec, data_directory
 from launch.run import config as configs
 from launch.run import optimizer, precision, resolve
-from nn import parallel
+from nn import names, parallel
 from nn.learning.task import Task
 from nn.parallel import schedule, sequence
 from nn.parallel.ulysses import choose
@@ -51,6 +51,7 @@ def build(
     if mesh is None:
         mesh = _mesh(config, devices)
     family = resolve.module("model", config.model.family)
+    names.lookup("objective.name", config.objective.name, dict.fromkeys(family.OBJECTIVES))
     model_config = configs.section(config, "model")
     attention, why = attention_of(config, mesh, model_config)
     rules = parallel.parse_rules(

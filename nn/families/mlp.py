@@ -99,6 +99,9 @@ PRESETS: dict[str, Config] = {
 }
 
 
+OBJECTIVES = ("classify", "regress")  # those that train it
+
+
 def tiny() -> Config:
     return Config(in_features=24, features=(16, 32, 16), out_features=8)
 

@@ -217,6 +217,9 @@ PRESETS = {
 }
 
 
+OBJECTIVES = ("classify",)  # those that train it
+
+
 def tiny() -> Config:
     """A model that a CPU trains in a second."""
     return Config((1, 1), "bottleneck", "cifar", width=8, num_classes=10, in_channels=2)

@@ -6,7 +6,8 @@ over the mesh; the moments are then summed over the shards.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -55,10 +56,14 @@ class LayerNorm(Layer):
 
 
 class RMSNorm(Layer):
-    """x / sqrt(mean(x^2) + eps) * scale over the last dimension (Zhang & Sennrich 2019)."""
+    """x / sqrt(mean(x^2) + eps) * scale over the last dimension (Zhang & Sennrich 2019).
+
+    offset: what is added to the scale: with 1 the scale begins, and decays, at 0 (Gemma, 2024).
+    """
 
     eps: float = 1e-6
     split: str | None = None
+    offset: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -66,7 +71,40 @@ class RMSNorm(Layer):
         h = x.astype(jnp.float32)
         h = h * jax.lax.rsqrt(_mean(h * h, [-1], axes) + self.eps)
         features = x.shape[-1] * axis_size(axes)
-        return _scale_and_bias(self, h, features, self.split, True, False).astype(x.dtype)
+        scale = self.weight("scale", (features,), (self.split,), _first_scale(self.offset))
+        return (h * (scale.beside(h) + self.offset)).astype(x.dtype)
+
+
+class HeadNorm(Layer):
+    """RMS norm of each head of x (B, T, H, K), or with `row` of all heads of a position together.
+
+    heads: H of all shards. split: the logical name of H. offset: see `RMSNorm`.
+    """
+
+    heads: int
+    eps: float = 1e-6
+    offset: float = 0.0
+    row: bool = False
+    split: str = "heads"
+
+    @nn.compact
+    def __call__(self, x_BTHK: jax.Array) -> jax.Array:
+        width = x_BTHK.shape[-1]
+        shape: tuple[int, ...] = (self.heads, width)
+        names: tuple[str, ...] = (self.split, "head_dim")
+        if not self.row:
+            shape, names = shape[1:], names[1:]
+        axis = split_axis(self.split, self.heads)
+        dims, axes = ([-1], ()) if not self.row else ([-2, -1], () if axis is None else (axis,))
+        h = x_BTHK.astype(jnp.float32)
+        h = h * jax.lax.rsqrt(_mean(h * h, dims, axes) + self.eps)
+        scale = self.weight("scale", shape, names, _first_scale(self.offset))
+        return (h * (scale.beside(h) + self.offset)).astype(x_BTHK.dtype)
+
+
+def _first_scale(offset: float) -> initializers.Initializer:
+    """So that the whole factor is 1."""
+    return initializers.constant(1.0 - offset)
 
 
 class GroupNorm(Layer):
@@ -160,10 +198,14 @@ def _axes(split: str | None) -> tuple[str, ...]:
     return () if axis is None else (axis,)
 
 
-NORMS = {"layer": LayerNorm, "rms": RMSNorm}
+NORMS: dict[str, Callable[..., Layer]] = {
+    "layer": LayerNorm,
+    "rms": RMSNorm,
+    "rms_one": functools.partial(RMSNorm, offset=1.0),
+}
 
 
 def make(kind: str, eps: float, bias: bool, name: str) -> Layer:
-    """The norm of the residual stream by name: "layer" or "rms"."""
+    """The norm of the residual stream by name; "rms_one" is the RMS norm whose scale is 1 + s."""
     cls = names.lookup("norm", kind, NORMS)
     return cls(eps=eps, bias=bias, name=name) if cls is LayerNorm else cls(eps=eps, name=name)

@@ -11,6 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from nn import names
 
@@ -91,12 +92,58 @@ class Rotary:
 SCALINGS = dict.fromkeys(("none", "linear", "ntk", "yarn", "llama3"))
 
 
-def rotate(x_BTHK: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turn each pair of features by its angle; computed in float32."""
+def rotate(
+    x_BTHK: jax.Array, table: tuple[jax.Array, jax.Array], interleaved: bool = False
+) -> jax.Array:
+    """Turn each pair of features by its angle; computed in float32.
+
+    Features beyond those of the table stay as they are (GPT-J: Wang & Komatsuzaki 2021).
+    interleaved: pairs are (2i, 2i + 1), else (i, i + K/2) of those that are turned.
+    """
     cos, sin = table
-    a, b = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-    return turned.astype(x_BTHK.dtype)
+    turned, rest = 2 * cos.shape[-1], x_BTHK[..., 2 * cos.shape[-1] :]
+    x = x_BTHK[..., :turned].astype(jnp.float32)
+    if interleaved:
+        a, b = x[..., ::2], x[..., 1::2]
+        y = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1).reshape(x.shape)
+    else:
+        a, b = jnp.split(x, 2, axis=-1)
+        y = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    y = y.astype(x_BTHK.dtype)
+    return jnp.concatenate([y, rest], axis=-1) if rest.shape[-1] else y
+
+
+class Relative(struct.PyTreeNode):
+    """Biases of the scores by distance in buckets (Raffel et al. 2020, T5, section 2.1).
+
+    Half of the buckets are exact distances, the other half grow logarithmically up to
+    `max_distance`; with `both_sides` one half of all is for keys that come later.
+
+    table_NH: bias of each bucket and head of this shard.
+    """
+
+    table_NH: jax.Array
+    max_distance: int = struct.field(pytree_node=False, default=128)
+    both_sides: bool = struct.field(pytree_node=False, default=True)
+
+    def bias(self, queries_BT: jax.Array, keys_BS: jax.Array) -> jax.Array:
+        """From positions (B or 1, T) and (B or 1, S) to (B or 1, H, T, S), float32."""
+        bucket = self._bucket(keys_BS[:, None, :] - queries_BT[:, :, None])
+        return jnp.take(self.table_NH, bucket, axis=0).transpose(0, 3, 1, 2).astype(jnp.float32)
+
+    def _bucket(self, ahead: jax.Array) -> jax.Array:
+        """ahead: how far the key lies after the query."""
+        buckets, first = self.table_NH.shape[0], jnp.zeros_like(ahead)
+        if self.both_sides:
+            buckets //= 2
+            first, distance = buckets * (ahead > 0), jnp.abs(ahead)
+        else:
+            distance = jnp.maximum(-ahead, 0)
+        exact = buckets // 2
+        beyond = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact)
+        beyond = beyond / math.log(self.max_distance / exact) * (buckets - exact)
+        far = jnp.minimum(exact + beyond.astype(jnp.int32), buckets - 1)
+        return first + jnp.where(distance < exact, distance, far)
 
 
 def alibi_slopes(heads: int) -> np.ndarray:

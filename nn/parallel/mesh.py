@@ -50,7 +50,7 @@ ANY_WEIGHT = ("fsdp", "tensor")
 USES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "schedule": ("gpipe", "interleaved", "1f1b"),
-        "attention": ("ring", "ulysses"),
+        "attention": ("ring", "ulysses", "gather"),
         "dispatch": ("auto", "gather", "all_to_all", "ragged"),
         "reduce_dtype": ("float32", "bfloat16"),
     }
@@ -71,7 +71,8 @@ class Rules:
         part i mod microbatches, on any mesh.
     schedule: in which order stages work on them (`nn.parallel.schedule`).
     rounds: pieces of the depth per stage; more than one with schedule "interleaved" only.
-    attention: how queries meet the keys of other shards of `context`: ring | ulysses.
+    attention: how queries meet the keys of other shards of `context`: ring | ulysses | gather
+        (Llama Team 2024, section 3.3.2: all keys and values are gathered).
     dispatch: how tokens meet the experts of other shards of `expert`:
         auto | gather | all_to_all | ragged.
     reduce_dtype: in which gradients are summed over the mesh where activations have fewer bits:
@@ -95,7 +96,7 @@ class Rules:
     @property
     def layout(self) -> str:
         """How positions lie on `context`: see `nn.parallel.sequence`."""
-        return "zigzag" if self.attention == "ring" else "contiguous"
+        return "contiguous" if self.attention == "ulysses" else "zigzag"
 
     def axis(self, name: str | None) -> str | None:
         """The mesh axis of a logical name; raises ValueError on a name the table lacks."""

@@ -16,10 +16,15 @@ import jax
 @dataclasses.dataclass(frozen=True)
 class Pattern:
     """causal: no query sees a later key. window: a query sees itself and window - 1 positions
-    before it (Beltagy et al. 2020; on both sides when not causal); 0: no limit."""
+    before it (Beltagy et al. 2020; on both sides when not causal); 0: no limit. In a stack whose
+    layers differ it is a number above 0 of the trace."""
 
     causal: bool = False
-    window: int = 0
+    window: int | jax.Array = 0
+
+    @property
+    def windowed(self) -> bool:
+        return not isinstance(self.window, int) or self.window > 0
 
 
 def attention_mask(
@@ -27,7 +32,7 @@ def attention_mask(
     key_positions: jax.Array,
     *,
     causal: bool,
-    window: int = 0,
+    window: int | jax.Array = 0,
     query_segments: jax.Array | None = None,
     key_segments: jax.Array | None = None,
 ) -> jax.Array | None:
@@ -40,7 +45,7 @@ def attention_mask(
     allowed = []
     if causal:
         allowed.append(distance >= 0)
-    if window:
+    if Pattern(causal, window).windowed:
         allowed.append(distance < window)
         if not causal:
             allowed.append(distance > -window)

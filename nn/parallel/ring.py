@@ -62,18 +62,19 @@ Side = tuple[jax.Array, Rows]  # q and the rows of queries, or kv and those of k
 
 
 class _Shared(NamedTuple):
-    """What all tiles use: slopes (G, R), key data (2,), numbers of the rows (B, G, R)."""
+    """What all tiles use: slopes (G, R), key data (2,), numbers of the rows (B, G, R), window."""
 
     slopes: jax.Array | None
     key: jax.Array | None
     rows: jax.Array | None
+    window: jax.Array | None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
     """What is static: shards of the ring, sizes, and which tiles of queries meet which of keys."""
 
-    pattern: Pattern
+    causal: bool
     masked: bool  # every tile needs a mask
     shards: int
     query_tiles: int
@@ -81,11 +82,12 @@ class _Plan:
     keys: int  # S
     total: int  # N, queries of all shards
     rate: float  # of dropout
+    soft_cap: float  # of the scores
 
     def own(self) -> list[tuple[bool, np.ndarray]]:
         """With the shard's own keys: (whether to mask, pairs of tiles)."""
         pairs = list(itertools.product(range(self.query_tiles), range(self.key_tiles)))
-        if not self.pattern.causal:
+        if not self.causal:
             return [(self.masked, np.asarray(pairs, np.int32))]
         before = [(i, j) for i, j in pairs if i > j]
         same = [(i, i) for i in range(self.query_tiles)]
@@ -94,7 +96,7 @@ class _Plan:
 
     def others(self, step: jax.Array | int) -> jax.Array | np.ndarray:
         """Pairs of tiles with the keys of the shard that is `step` places before this one."""
-        if not self.pattern.causal:
+        if not self.causal:
             return self.own()[0][1]
         half = self.query_tiles // 2
         block = np.asarray(list(itertools.product(range(half), range(half))), np.int32)
@@ -115,29 +117,34 @@ def block_attention(
     slopes_H: jax.Array | None = None,
     noise: Noise | None = None,
     rate: float = 0.0,
+    scale: float = 0.0,
+    soft_cap: float = 0.0,
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(K) + bias) v over the keys of one shard or of all; (B, T, H, K).
+    """softmax(scale q k^T + bias) v over the keys of one shard or of all; (B, T, H, K).
 
     Args:
       ring: keys are those of all shards of `context`, else those given. With a causal pattern the
         rows are in the order of their columns, and T = S; over a ring they lie in zigzag.
       slopes_H: biases -slope * |distance| (Press et al. 2021), with `positions` in the rows.
       noise, rate: dropout of the weights; `rate` is its probability.
+      scale: 0: 1 / sqrt(K). soft_cap: c for scores c tanh(s / c); 0: s.
     """
     T, H, K = q_BTHK.shape[1:]
     S, G = k_BSGK.shape[1:3]
     halves = 2 if pattern.causal and ring else 1
     query_tiles, key_tiles = _tiles(T, halves), _tiles(S, halves)
     shards = collectives.axis_size("context") if ring else 1
-    masked = bool(pattern.window) or queries.segments is not None
-    plan = _Plan(pattern, masked, shards, query_tiles, key_tiles, S, T * shards, rate)
-    q = q_BTHK * jnp.asarray(K**-0.5, q_BTHK.dtype)
+    masked = pattern.windowed or queries.segments is not None
+    sizes = (shards, query_tiles, key_tiles, S, T * shards)
+    plan = _Plan(pattern.causal, masked, *sizes, rate, soft_cap)
+    q = q_BTHK * jnp.asarray(scale or K**-0.5, q_BTHK.dtype)
     q = _cut(q, query_tiles, 1).reshape(query_tiles, -1, T // query_tiles, G, H // G, K)
     kv = jnp.stack([_cut(x, key_tiles, 1) for x in (k_BSGK, v_BSGK)], axis=1)
     shared = _Shared(
         None if slopes_H is None else slopes_H.reshape(G, H // G),
         None if noise is None else noise.key,
         None if noise is None else noise.rows.reshape(-1, G, H // G),
+        jnp.asarray(pattern.window) if pattern.windowed else None,
     )
     args = (
         q.transpose(0, 1, 3, 4, 2, 5),
@@ -205,6 +212,7 @@ def _forward(
             old = _pick(state, i)
             new = _if_seen(
                 plan,
+                shared.window,
                 ours[1].columns,
                 theirs[1].columns,
                 lambda: _tile(plan, masked, old, ours, theirs, shared),
@@ -250,6 +258,7 @@ def _backward(plan: _Plan, residuals: Any, d_out: jax.Array) -> Any:
             ours, theirs = _pick(own, i), _pick((kv, keys), j)
             q_part, kv_part = _if_seen(
                 plan,
+                shared.window,
                 ours[0][1].columns,
                 theirs[1].columns,
                 lambda: _tile_gradient(plan, masked, ours, theirs, shared),
@@ -290,24 +299,27 @@ def _rows_of(plan: _Plan, sent: tuple[Any, Any], step: jax.Array | int) -> Rows:
 
 def _if_seen(
     plan: _Plan,
+    window: jax.Array | None,
     query_C: jax.Array,
     key_C: jax.Array,
     tile: Callable[[], Any],
     old: Callable[[], Any],
 ) -> Any:
     """tile(), or old() where no key of the tile is in the window of a query; C are columns."""
-    if not plan.pattern.window:
+    if window is None:
         return tile()
     behind = query_C.min() - key_C.max()  # the nearest pair, where keys come first
     ahead = key_C.min() - query_C.max()
-    limit = 1 if plan.pattern.causal else plan.pattern.window
-    return lax.cond((behind < plan.pattern.window) & (ahead < limit), tile, old)
+    limit = 1 if plan.causal else window
+    return lax.cond((behind < window) & (ahead < limit), tile, old)
 
 
 def _scores(plan: _Plan, masked: bool, ours: Side, theirs: Side, shared: _Shared) -> jax.Array:
     """Of one tile, (B, G, R, C, C'), float32."""
     (q, queries), (kv, keys) = ours, theirs
     scores = jnp.einsum("bgrtk,bgsk->bgrts", q, kv[0], preferred_element_type=jnp.float32)
+    if plan.soft_cap:
+        scores = plan.soft_cap * jnp.tanh(scores / plan.soft_cap)
     if shared.slopes is not None:
         assert queries.positions is not None and keys.positions is not None
         distance = jnp.abs(queries.positions[:, :, None] - keys.positions[:, None, :])
@@ -317,8 +329,8 @@ def _scores(plan: _Plan, masked: bool, ours: Side, theirs: Side, shared: _Shared
         mask = attention_mask(
             queries.columns[None],
             keys.columns[None],
-            causal=plan.pattern.causal,
-            window=plan.pattern.window,
+            causal=plan.causal,
+            window=0 if shared.window is None else shared.window,
             query_segments=queries.segments,
             key_segments=keys.segments,
         )
@@ -372,7 +384,10 @@ def _tile_gradient(
     wide = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     drop = _dropout(plan, queries, keys, shared)
     d_weights = drop(wide("bgrtk,bgsk->bgrts", d_out, kv[1]))
-    d_scores = (weights * (d_weights - inner[..., None])).astype(q.dtype)
+    d_scores = weights * (d_weights - inner[..., None])
+    if plan.soft_cap:  # the slope of tanh; scores beyond the cap are those of keys not seen
+        d_scores = d_scores * (1 - (jnp.clip(scores / plan.soft_cap, -1.0, 1.0)) ** 2)
+    d_scores = d_scores.astype(q.dtype)
     d_v = wide("bgrts,bgrtk->bgsk", drop(weights).astype(q.dtype), d_out)
     d_k = wide("bgrts,bgrtk->bgsk", d_scores, q)
     return wide("bgrts,bgsk->bgrtk", d_scores, kv[0]), jnp.stack([d_k, d_v])

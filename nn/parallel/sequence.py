@@ -50,6 +50,16 @@ def columns(size: int, shard: jax.Array | int | None = None) -> jax.Array:
     return jnp.concatenate([low, high])
 
 
+def gathered(x: jax.Array, dim: int) -> jax.Array:
+    """All positions of something that `context` splits along `dim`, in order."""
+    shards = collectives.axis_size("context")
+    x = collectives.all_gather(x, "context", dim)
+    if shards == 1 or current_rules().layout == "contiguous":
+        return x
+    place = np.argsort(order(x.shape[dim], shards, current_rules().layout))
+    return jnp.take(x, place, axis=dim)
+
+
 def need_order(what: str) -> None:
     """ValueError where the positions of a shard of `context` do not follow one another."""
     layout = current_rules().layout

@@ -84,6 +84,8 @@ def ulysses_attention(
     slopes_H: jax.Array | None = None,
     noise: Noise | None = None,
     rate: float = 0.0,
+    scale: float = 0.0,
+    soft_cap: float = 0.0,
 ) -> jax.Array:
     """`nn.parallel.ring.block_attention` over the keys of all shards, which lie in order.
 
@@ -118,6 +120,8 @@ def ulysses_attention(
         slopes_H=None if slopes_H is None else own_heads(slopes_H, 0),
         noise=None if noise is None else noise._replace(rows=own_heads(noise.rows, 1)),
         rate=rate,
+        scale=scale,
+        soft_cap=soft_cap,
     )
     return collectives.all_to_all(out, "context", split=1, concat=2)
 

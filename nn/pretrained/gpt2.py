@@ -93,7 +93,7 @@ def config_to(config: Config) -> dict[str, Any]:
         norm=(config.norm, "layer"),
         position=(config.position, "learned"),
         bias=(config.bias, True),
-        window=(config.window, 0),
+        windows=(config.windows, (0,)),
     )
     theirs = {ours: name for name, ours in reversed(ACTIVATIONS.items())}
     return {

@@ -108,7 +108,7 @@ def config_to(config: Config) -> dict[str, Any]:
         "a Llama file",
         norm=(config.norm, "rms"),
         position=(config.position, "rotary"),
-        window=(config.window, 0),
+        windows=(config.windows, (0,)),
         dropout=(config.dropout, 0.0),
     )
     kind = "default" if config.rope_scaling == "none" else config.rope_scaling

@@ -66,7 +66,7 @@ def config_from(raw: Mapping[str, Any]) -> Config:
         **decoder.fields_from(c, ACTIVATIONS),
         bias=False,
         rope_theta=float(rope["rope_theta"]),
-        window=c["sliding_window"] or 0,
+        windows=(c["sliding_window"] or 0,),
         num_experts=c["num_local_experts"],
         experts_per_token=c["num_experts_per_tok"],
         router_balance_loss=c["router_aux_loss_coef"] / c["num_hidden_layers"],
@@ -98,7 +98,7 @@ def config_to(config: Config) -> dict[str, Any]:
     return decoder.fields_to(config, ACTIVATIONS, "Mixtral") | {
         "model_type": "mixtral",
         "architectures": ["MixtralForCausalLM"],
-        "sliding_window": config.window or None,
+        "sliding_window": config.windows[0] or None,
         "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
         "num_experts_per_tok": config.experts_per_token,
         "num_local_experts": config.num_experts,

@@ -30,6 +30,7 @@ def layer(name: str, about: Any, segments: jax.Array) -> Callable[..., jax.Array
             head_dim=head_dim,
             bias="out_bias" in weights,
             alibi="alibi" in name,
+            cross=memory is not None,
         )
         positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
         pattern, known = Pattern(), None

@@ -22,7 +22,33 @@ CONFIGS = {
     "gpt": TINY,
     "llama": LLAMA,
     "alibi": dataclasses.replace(TINY, position="alibi", num_kv_heads=1),
-    "window": dataclasses.replace(LLAMA, window=5),
+    "window": dataclasses.replace(LLAMA, windows=(5,)),
+    "window in turn": dataclasses.replace(LLAMA, windows=(5, 0), rope_local_theta=50.0),
+    "gpt-j": dataclasses.replace(
+        TINY,
+        parallel="one_norm",
+        position="rotary",
+        rope_dim=4,
+        rope_interleaved=True,
+        unbiased=("query", "key", "value"),
+        tie_embeddings=False,
+        head_bias=True,
+    ),
+    "gemma": dataclasses.replace(
+        LLAMA,
+        norm="rms_one",
+        norm_order="sandwich",
+        qk_norm="head",
+        attention_cap=2.0,
+        attention_scale=0.5,
+        logit_cap=1.5,
+        embed_scale=3.0,
+        windows=(3,),
+    ),
+    "olmo": dataclasses.replace(LLAMA, norm_order="output", qk_norm="row", head_dim=6),
+    "opt": dataclasses.replace(
+        TINY, norm_order="post", final_norm=False, position_offset=2, embed_dim=20
+    ),
     "sinusoids": dataclasses.replace(TINY, position="sinusoidal"),
     "experts": dataclasses.replace(LLAMA, num_experts=4, expert_dim=24, shared_experts=1),
 }
@@ -67,6 +93,31 @@ def test_cached_decoding_equals_the_full_pass(name: str) -> None:
         )
         pieces.append(model.apply({"params": params}, hidden, method="head"))
     np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), full, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["window", "gemma"])
+def test_a_window_keeps_no_more_than_it_needs(name: str) -> None:
+    """Two tokens at a time, after prompts of 1, 4 and 9 tokens that are padded to 9."""
+    config = CONFIGS[name]
+    tokens = jax.random.randint(jax.random.key(1), (3, 15), 0, config.vocab_size)
+    model, params = Model(config), {"params": initial(config, tokens)}
+    full = model.apply(params, tokens)
+    cache = model.empty_cache(3, 15, ahead=2)
+    assert cache.key.shape[3] == config.windows[0] + 1
+    lengths = jnp.asarray([1, 4, 9])
+    columns = jnp.arange(9)[None] + jnp.zeros((3, 1), jnp.int32)
+    known = (columns < lengths[:, None]).astype(jnp.int32)
+    step = lambda *args, cache: model.apply(params, *args, cache=cache, method="hidden")  # noqa: E731
+    hidden, cache, _ = step(tokens[:, :9], columns, known, cache=cache)
+    logits = model.apply(params, hidden, method="head")
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(logits[row, :length], full[row, :length], atol=2e-6)
+    for start in range(0, 6, 2):
+        at = lengths[:, None] + jnp.arange(start, start + 2)[None]
+        hidden, cache, _ = step(jnp.take_along_axis(tokens, at, 1), at, cache=cache)
+        logits = model.apply(params, hidden, method="head")
+        wanted = jnp.take_along_axis(full, at[..., None], 1)
+        np.testing.assert_allclose(logits, wanted, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

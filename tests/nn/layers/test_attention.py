@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nn.layers.attention import Attention, attend, attention_mask
+from nn.layers.attention import Attention
+from nn.layers.dot_product import attend
 from nn.layers.position import Rotary, alibi_slopes, rotate, sinusoids
+from nn.parallel.pattern import attention_mask
 
 
 def by_hand(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -53,7 +55,7 @@ def test_attention_equals_its_formula(kv_heads: int, causal: bool, window: int) 
 
 
 def test_cross_attention_looks_at_the_memory_only() -> None:
-    layer = Attention(heads=4, kv_heads=2, head_dim=8)
+    layer = Attention(heads=4, kv_heads=2, head_dim=8, cross=True)
     x = jax.random.normal(jax.random.key(0), (2, 5, 16))
     memory = jax.random.normal(jax.random.key(1), (2, 9, 16))
     positions = jnp.zeros((2, 5), jnp.int32)

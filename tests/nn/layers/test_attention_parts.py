@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from nn.analysis import flops
-from nn.layers.attention import attend, attention_mask
+from nn.layers.dot_product import attend
 from nn.layers.position import alibi_slopes
 from nn.parallel import parse_rules
+from nn.parallel.pattern import attention_mask
 from tests import parallel_cases as cases
 
 HEADS, WIDTH = 6, 5

@@ -17,8 +17,21 @@ LLAMA = cases.llama(GPT)
 VARIANTS = {
     "gpt": GPT,
     "llama": LLAMA,
-    "window": dataclasses.replace(LLAMA, window=5, num_kv_heads=1),
+    "window": dataclasses.replace(LLAMA, windows=(5,), num_kv_heads=1),
     "alibi": dataclasses.replace(LLAMA, position="alibi"),
+    "gemma": dataclasses.replace(
+        LLAMA,
+        norm="rms_one",
+        norm_order="sandwich",
+        qk_norm="row",
+        attention_cap=2.0,
+        logit_cap=1.5,
+        windows=(5, 0),
+        rope_local_theta=50.0,
+        parallel="two_norms",
+        head_bias=True,
+        embed_dim=24,
+    ),
     "dropout": dataclasses.replace(LLAMA, dropout=0.2),
 }
 MESHES = {
@@ -33,6 +46,9 @@ RUNS = [
     ("llama", "context4 x data2", "ring"),
     ("window", "context2 x tensor2 x data2", "ring"),
     ("alibi", "context2 x tensor2 x data2", "ring"),
+    ("gemma", "context2 x tensor2 x data2", "ring"),
+    ("gemma", "context4 x data2", "gather"),
+    ("dropout", "context2 x fsdp4", "gather"),
     ("dropout", "context4 x data2", "ring"),
     ("dropout", "context2 x tensor2 x data2", "ring"),
     ("llama", "context8", "ulysses"),

@@ -47,7 +47,7 @@ VARIANTS = {
     "llama": (LLAMA, "", True, 1),
     "dropout": (dataclasses.replace(GPT, dropout=0.2), "", True, 1),
     "alibi, window, unrolled": (
-        dataclasses.replace(GPT, position="alibi", window=7, scan_unroll=0),
+        dataclasses.replace(GPT, position="alibi", windows=(7,), scan_unroll=0),
         "",
         True,
         1,

@@ -14,10 +14,11 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from nn import parallel
-from nn.layers.attention import ALL, Attention, attend, attention_mask
+from nn.layers.attention import ALL, Attention
+from nn.layers.dot_product import attend
 from nn.layers.position import alibi_slopes
 from nn.parallel import ring
-from nn.parallel.pattern import Pattern
+from nn.parallel.pattern import Pattern, attention_mask
 from nn.parallel.ring import Rows, block_attention
 from nn.parallel.sequence import columns, order
 from nn.parallel.ulysses import ulysses_attention
@@ -33,6 +34,8 @@ class Case:
     window: int = 0
     segments: bool = False
     alibi: bool = False
+    soft_cap: float = 0.0
+    traced: bool = False  # the window is a number of the trace
 
 
 CASES = {
@@ -43,6 +46,8 @@ CASES = {
     "bidirectional": Case(causal=False),
     "window": Case(kv_heads=4, window=19),
     "window on both sides": Case(causal=False, window=9),
+    "traced window": Case(kv_heads=4, window=19, traced=True),
+    "soft cap": Case(kv_heads=4, window=19, soft_cap=1.5, segments=True),
     "documents": Case(segments=True),
     "linear biases": Case(alibi=True, kv_heads=4, segments=True),
 }
@@ -73,7 +78,8 @@ def whole(case: Case, q: Any, k: Any, v: Any, segments: Any) -> jax.Array:
     if case.alibi:
         distance = jnp.abs(place[0][:, None] - place[0][None]).astype(jnp.float32)
         bias = -jnp.asarray(alibi_slopes(case.heads))[None, :, None, None] * distance[None, None]
-    return attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask, bias)[0]
+    cap = {"soft_cap": case.soft_cap}
+    return attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask, bias, **cap)[0]
 
 
 def local(case: Case, how: str, q: Any, k: Any, v: Any, segments: Any) -> jax.Array:
@@ -81,11 +87,13 @@ def local(case: Case, how: str, q: Any, k: Any, v: Any, segments: Any) -> jax.Ar
     own = columns(q.shape[1])
     place = own[None] + jnp.zeros_like(segments) if case.alibi else None
     rows = Rows(own, segments if case.segments else None, place)
-    pattern = Pattern(case.causal, case.window)
+    window = jnp.asarray(case.window) if case.traced else case.window
+    pattern = Pattern(case.causal, window)
     slopes = jnp.asarray(alibi_slopes(case.heads)) if case.alibi else None
+    options: Any = {"slopes_H": slopes, "soft_cap": case.soft_cap}
     if how == "ulysses":
-        return ulysses_attention(q, k, v, pattern, rows, rows, slopes_H=slopes)
-    return block_attention(q, k, v, pattern, rows, rows, ring=how == "ring", slopes_H=slopes)
+        return ulysses_attention(q, k, v, pattern, rows, rows, **options)
+    return block_attention(q, k, v, pattern, rows, rows, ring=how == "ring", **options)
 
 
 def results(run: Callable[..., jax.Array], arrays: list[jax.Array], segments: Any) -> list[Any]:
@@ -155,13 +163,13 @@ def cross(layer: Attention, params: Any, x: Any, memory: Any, known: Any) -> jax
     return out
 
 
-@pytest.mark.parametrize("how", ["ring", "ulysses"])
+@pytest.mark.parametrize("how", ["ring", "ulysses", "gather"])
 def test_cross_attention(how: str) -> None:
-    layer = Attention(heads=4, kv_heads=2, head_dim=8)
+    layer = Attention(heads=4, kv_heads=2, head_dim=8, cross=True)
     rng = np.random.default_rng(0)
     x, memory = (jnp.asarray(rng.normal(size=(2, n, 12)), jnp.float32) for n in (16, 24))
     known = jnp.asarray(np.arange(24) < [[17], [9]], jnp.int32)
-    params = parallel.unbox(layer.init(jax.random.key(0), x, known[:, :16]))
+    params = parallel.unbox(layer.init(jax.random.key(0), x, known[:, :16], memory_BSD=memory))
     run = functools.partial(cross, layer)
     mesh, spec = parallel.make_mesh({"context": 4}, jax.devices()[:4]), P(None, "context")
     rules = parallel.Rules(attention=how)
@@ -174,6 +182,8 @@ def test_cross_attention(how: str) -> None:
     compiled = jax.jit(both, static_argnums=0)
     for ours, theirs in zip(compiled(spread), compiled(run), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
-    whole_queries = parallel.spmd(run, mesh, rules, (P(), P(), spec, spec), spec)
-    with pytest.raises(ValueError, match="splits the positions of the memory but not those"):
-        jax.eval_shape(whole_queries, params, x, memory, known)
+    # Every shard has all queries: it gathers the memory, whose keys `context` splits.
+    whole_queries = parallel.spmd(run, mesh, rules, (P(), P(), spec, spec), P("context"))
+    found, expected = whole_queries(params, x, memory, known), run(params, x, memory, known)
+    for own in np.split(np.asarray(found), 4):
+        np.testing.assert_allclose(own, expected, atol=1e-6)

@@ -135,7 +135,7 @@ def test_wrong_configs(change: dict[str, object], message: str) -> None:
         ({"norm": "rms"}, "norm='rms': .*; nearest: 'layer'"),
         ({"position": "rotary"}, "position='rotary': .*; nearest: 'learned'"),
         ({"bias": False}, "bias=False: .*; nearest: True"),
-        ({"window": 4}, "window=4: .*; nearest: 0"),
+        ({"windows": (4,)}, r"windows=\(4,\): .*; nearest: \(0,\)"),
         ({"activation": "swiglu"}, "unknown activation of GPT-2 'swiglu': choose from gelu"),
     ],
 )

@@ -155,7 +155,7 @@ def test_wrong_configs(change: dict[str, object], message: str) -> None:
     [
         ({"norm": "layer"}, "norm='layer': a Llama file .*; nearest: 'rms'"),
         ({"position": "learned"}, "position='learned': .*; nearest: 'rotary'"),
-        ({"window": 4}, "window=4: .*; nearest: 0"),
+        ({"windows": (4,)}, r"windows=\(4,\): .*; nearest: \(0,\)"),
         ({"dropout": 0.1}, "dropout=0.1: .*; nearest: 0.0"),
         ({"activation": "silu"}, "unknown activation of Llama 'silu': .*; nearest"),
         ({"rope_scaling": "yarn"}, "unknown rope_scaling of Llama 'yarn': choose from default"),
