@@ -69,8 +69,7 @@ def open_run(run: Run, workdir: str, profile: str | None) -> Loop:
 def _meter(run: Run, train: Loader) -> Meter:
     """Counts examples or tokens, and the floating-point operations that a step needs."""
     rule, config = run.rule, run.config
-    rows = {name: jax.ShapeDtypeStruct((config.data.batch_size, *x.shape[1:]), x.dtype)
-            for name, x in train.batch(0).items()}  # fmt: skip
+    rows = shapes.of_rows(config, train)
     needed = shapes.model_flops(config, rule.task, abstract_state(rule), rows)
     tokens = 0
     if config.objective.name == "next_token":

@@ -89,7 +89,7 @@ def test_pictures_of_the_guide_are_those_of_the_code() -> None:
         (lambda: schedule.check_layers(8, 2, 3), "nearest: mesh.pipe=2 x mesh.rounds=2"),
         (lambda: schedule.check_rows(6, 4), "does not divide the 6 rows .* nearest .*: 3"),
         (lambda: schedule.shared_dim(3, 6, 4), "neither the 3 rows nor the 6 .* nearest: 4 rows"),
-        (lambda: parallel.parse_rules("layers=data", True), "only pipe"),
+        (lambda: parallel.parse_rules("layers=data", True), "over pipe only"),
     ],
 )
 def test_what_cannot_be_is_refused(wrong: Any, words: str) -> None:
@@ -192,8 +192,10 @@ def test_evaluation_goes_through_the_pipeline() -> None:
         ("digits_mlp", ["mesh.pipe=2"], "model.family='mlp' has none .* nearest: mesh.pipe=1"),
         ("bytes_gpt", ["mesh.pipe=2", "mesh.rules=layers="], "splits stacked layers"),
         ("bytes_gpt", ["mesh.pipe=2", "mesh.schedule=1f1b", "objective.name=classify"], "gpipe"),
+        ("bytes_gpt", ["mesh.pipe=2", "mesh.schedule=1f1b", "precision.policy=float16"],
+         "cannot scale the loss, .*'float16' needs; nearest: mesh.schedule='gpipe'"),
     ],
-)
+)  # fmt: skip
 def test_what_a_run_cannot_do_is_refused(experiment: str, overrides: list[str], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         build.build(config.load(f"experiments/{experiment}.py", overrides))
