@@ -17,6 +17,7 @@ from launch.run.state import initial_state
 from launch.run.step import to_mesh
 from nn import parallel
 from nn.families import transformer
+from nn.layers import block
 from nn.learning import backprop
 from nn.learning.task import Task
 from nn.objectives import next_token
@@ -154,7 +155,7 @@ def test_accumulation_of_pipelined_steps() -> None:
     compare(GPT, P2T2F2, "1f1b", 2, accumulate=2)
 
 
-class Weighed(transformer.Block):
+class Weighed(block.Block):
     """A block that adds to the loss and reports a metric, both means over all positions."""
 
     def __call__(self, carry: Any, layer: jax.Array, *context: Any) -> Any:
@@ -169,7 +170,7 @@ class Weighed(transformer.Block):
 )
 def test_what_blocks_add_to_the_loss(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = one_device(GPT, 1)
-    monkeypatch.setattr(transformer, "Block", Weighed)
+    monkeypatch.setattr(block, "Block", Weighed)
     reference = cases.measure("transformer", GPT, {})
     assert reference.loss > plain.loss + 0.01 and reference.means["size"] > 0
     compare(GPT, P2T2F2, name, 2, reference=reference)
@@ -191,7 +192,6 @@ def test_evaluation_goes_through_the_pipeline() -> None:
     [
         ("digits_mlp", ["mesh.pipe=2"], "model.family='mlp' has none .* nearest: mesh.pipe=1"),
         ("bytes_gpt", ["mesh.pipe=2", "mesh.rules=layers="], "splits stacked layers"),
-        ("bytes_gpt", ["mesh.pipe=2", "mesh.schedule=1f1b", "objective.name=classify"], "gpipe"),
         ("bytes_gpt", ["mesh.pipe=2", "mesh.schedule=1f1b", "precision.policy=float16"],
          "cannot scale the loss, .*'float16' needs; nearest: mesh.schedule='gpipe'"),
     ],
@@ -199,6 +199,13 @@ def test_evaluation_goes_through_the_pipeline() -> None:
 def test_what_a_run_cannot_do_is_refused(experiment: str, overrides: list[str], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         build.build(config.load(f"experiments/{experiment}.py", overrides))
+
+
+def test_1f1b_needs_an_objective_that_gives_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(next_token, "ONE_F_ONE_B")
+    overrides = ["mesh.pipe=2", "mesh.schedule=1f1b"]
+    with pytest.raises(ValueError, match="'next_token' does not; nearest: mesh.schedule='gpipe'"):
+        build.build(config.load("experiments/bytes_gpt.py", overrides))
 
 
 def temporary_memory(name: str, parts: int) -> float:
