@@ -1,0 +1,33 @@
+"""Tiny published directories on disk, for the tests of what reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from launch.run import safetensors_files
+from tests import golden_store
+from tests.parity.decoders import file_of
+
+
+def write(
+    directory: Path, record: str = "decoders.llama", dtype: Any = None, shard_size: int = 10**9
+) -> dict[str, np.ndarray]:
+    """A record's config and tensors as transformers publishes them; returns the tensors."""
+    found = golden_store.load(record)
+    tensors = {name: x.astype(dtype or x.dtype) for name, x in file_of(found).items()}
+    content = found.about["config"] | {"dtype": str(jnp.dtype(dtype or np.float32))}
+    sizes = {name: (x.shape, x.dtype) for name, x in tensors.items()}
+    safetensors_files.write(directory, content, sizes, tensors.items(), shard_size)
+    return tensors
+
+
+def same_bytes(a: Any, b: Any) -> bool:
+    """Whether two mappings of tensors have the same names, dtypes, shapes and bits."""
+    return a.keys() == b.keys() and all(
+        (a[n].dtype, a[n].shape, a[n].tobytes()) == (b[n].dtype, b[n].shape, b[n].tobytes())
+        for n in a
+    )
