@@ -19,7 +19,7 @@ from launch.run import config as configs
 from launch.run import environment, pretrained, published, restore
 from launch.run.build import Run
 from launch.run.checkpoint import Checkpoints, read_metadata
-from launch.run.safetensors_files import check_target, write
+from launch.run.safetensors_files import check_target, read_json, write
 from launch.run.state import abstract_state
 from launch.run.workdir import WorkDir
 from nn import names
@@ -111,6 +111,9 @@ def export(
         check_target(target)
     if dtype:
         names.lookup("--dtype", dtype, dict.fromkeys(DTYPES))
+    config = Path(workdir) / "config.json"
+    if config.is_file() and "model_type" in read_json(config):
+        raise ValueError(f"--from={workdir} is published already; name the work directory of a run")
     run = restore.run_of(workdir, overrides)
     if family and family != run.config.model.family:
         raise ValueError(

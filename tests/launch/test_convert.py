@@ -18,6 +18,7 @@ from launch.bench import outputs
 from launch.run import errors, pretrained, restore
 from launch.run.safetensors_files import SINGLE, Tensors
 from nn.pretrained import find, to_ours
+from nn.pretrained.table import Leaf
 from tests.launch import published, runs
 
 SHORT = (
@@ -96,18 +97,34 @@ def test_an_imported_run_is_evaluated_and_goes_on(
 def test_eight_devices_read_what_one_would(
     record: str, chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sharded, in pieces of a few bytes, each part read once; equal to the whole file."""
+    """Shared out or copied, in one piece or in many, with statistics: equal to the whole file."""
     monkeypatch.setattr(pretrained, "CHUNK", chunk)
     tensors = published.write(tmp_path / "x", record)
-    mesh = ["mesh.fsdp=2", "mesh.data=2"] + ["mesh.expert=2"] * ("mixtral" in record)
-    mesh += ["mesh.tensor=2"] * ("resnet" in record)
-    run = pretrained.run_of(str(tmp_path / "x"), [*mesh, "mesh.data=-1"])
+    mesh = {"gpt2": ["fsdp=2"], "mixtral": ["fsdp=2", "tensor=2"], "bottleneck": []}
+    sizes = mesh[record.partition(".")[2]]
+    run = pretrained.run_of(str(tmp_path / "x"), [f"mesh.{size}" for size in sizes])
     found = pretrained.variables(str(tmp_path / "x"), run)
     raw = json.loads((tmp_path / "x" / "config.json").read_text())
     format_ = find(raw["model_type"])
     whole = to_ours(format_, tensors, format_.config_from(raw))
     assert same(found, whole if "params" in whole else {"params": whole})
-    assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(found))
+    split = any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(found))
+    assert split == bool(sizes)
+
+
+def test_a_part_is_read_once_however_many_devices_hold_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published.write_bytes_llama(tmp_path / "x", np.float32)
+    run = pretrained.run_of(str(tmp_path / "x"), ["mesh.tensor=2"])
+    reads: list[str] = []
+    read = Leaf.read
+    monkeypatch.setattr(
+        Leaf, "read", lambda leaf, *a: (reads.append(leaf.row.ours[leaf.place]), read(leaf, *a))[1]
+    )
+    pretrained.variables(str(tmp_path / "x"), run)
+    assert reads.count("final_norm/scale") == 1  # held by all eight
+    assert reads.count("blocks/attention/query_kernel") == 2  # in two halves, by four each
 
 
 def test_parameters_take_the_precision_of_the_run(bfloat16: Path) -> None:
@@ -219,7 +236,7 @@ def test_other_tensors_are_refused_before_anything_is_written(
         (["import", "--to=x", "--dtype=bfloat16"], "--dtype is for export, not import"),
         (["import", "--to=x", "--family=resnet"], "--family='resnet' does not fit .*'transformer'"),
         (["import", "--to=x", "--config.model.dim=8"], "model.dim=8 contradicts .*; nearest: 16"),
-        (["export", "--to=x"], "model_type"),
+        (["export", "--to=x"], "is published already; name the work directory of a run"),
         (["export", "--to=x", "--shard-size=big"], "--shard-size=big: must be bytes"),
         (["exprt", "--to=x"], "invalid choice: 'exprt'"),
     ],
@@ -244,7 +261,7 @@ def test_wrong_arguments(
         (["--dtype=float8"], "unknown --dtype 'float8': choose from bfloat16, float16, float32"),
         (["--model-type=gpt2"], "no published format can hold this model. gpt2: "),
         (["--family=resnet"], "--family='resnet' is not that of the run; nearest: 'transformer'"),
-        (["--step=5"], "5"),
+        (["--step=5"], "no checkpoint of step 5 in"),
         (["--config=experiments/bytes_gpt.py"], "--config is that of the run in --from"),
     ],
 )
