@@ -46,12 +46,13 @@ BYTES_LLAMA = transformer.Config(
 
 
 def write_bytes_llama(directory: Path, dtype: Any, shard_size: int = 10**9) -> None:
-    """A Llama of random weights, by our own exporter."""
+    """A Llama of random weights, by our own exporter; its norms are float32."""
     rng = np.random.default_rng(0)
     table = llama.table(BYTES_LLAMA)
     shapes = table.shapes().items()
-    leaves = nest({path: rng.normal(0, 0.2, shape).astype(dtype) for path, shape in shapes})
-    tensors = table.from_ours(leaves)
+    leaves = {path: rng.normal(0, 0.2, shape) for path, shape in shapes}
+    kinds = {path: np.float32 if "norm" in path else dtype for path in leaves}
+    tensors = table.from_ours(nest({path: x.astype(kinds[path]) for path, x in leaves.items()}))
     content = llama.config_to(BYTES_LLAMA) | {"dtype": str(jnp.dtype(dtype))}
     sizes = {name: (x.shape, x.dtype) for name, x in tensors.items()}
     safetensors_files.write(directory, content, sizes, tensors.items(), shard_size)
