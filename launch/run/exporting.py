@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
@@ -45,8 +44,7 @@ def import_(source: str, workdir: str, overrides: Sequence[str], spec: str | Non
     if work.checkpoints.is_dir() and any(work.checkpoints.iterdir()):
         raise FileExistsError(f"{work.path} holds checkpoints: name a directory that is not there")
     state = pretrained.first_state(run)
-    model, kinds = published.read(source), pretrained.dtypes(source)
-    common, _ = collections.Counter(kinds.values()).most_common(1)[0]
+    came_from = pretrained.source_of(source)
     work.open(text, environment.describe())
     distributed.check_shared(work.path)
     with Checkpoints(work.checkpoints, keep=1) as checkpoints:
@@ -55,18 +53,14 @@ def import_(source: str, workdir: str, overrides: Sequence[str], spec: str | Non
             "config_digest": configs.digest(run.config),
             "data": None,
             "versions": environment.versions(),
-            "pretrained": {
-                "model_type": model.format.MODEL_TYPES[0],
-                "dtype": common,
-                "other_dtypes": {n: kind for n, kind in kinds.items() if kind != common},
-            },
+            "pretrained": came_from,
         }
         checkpoints.save(0, state, metadata)
-    work.close("done", f"imported from {model.directory}")
+    work.close("done", f"imported from {source}")
     count = sum(x.size for x in jax.tree.leaves(run.rule.weights(state)))
     seconds = time.perf_counter() - start
     return (
-        f"{model.model_type} of {count:,} parameters, {len(kinds)} tensors of {common}, "
+        f"{came_from['model_type']} of {count:,} parameters, {came_from['dtype']}, "
         f"in {seconds:.1f} s: {work.path}"
     )
 

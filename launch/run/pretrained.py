@@ -9,6 +9,7 @@ than one piece of a leaf of `CHUNK` bytes, or one layer of it, on its way to a d
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import math
@@ -145,6 +146,13 @@ def _write(whole: jax.Array, chunk: jax.Array, start: Any) -> jax.Array:
     return jax.lax.dynamic_update_slice_in_dim(whole, chunk, start, 0)
 
 
-def dtypes(directory: str) -> dict[str, str]:
-    """The dtype of every tensor of a directory, such as "bfloat16", by name."""
-    return {name: str(place.dtype) for name, place in Tensors(directory).places.items()}
+def source_of(directory: str) -> dict[str, Any]:
+    """What a checkpoint remembers of where its model came from, so that it is written likewise:
+    model_type, the dtype of most tensors, and those of the others by name."""
+    kinds = {name: str(place.dtype) for name, place in Tensors(directory).places.items()}
+    common, _ = collections.Counter(kinds.values()).most_common(1)[0]
+    return {
+        "model_type": published.read(directory).format.MODEL_TYPES[0],
+        "dtype": common,
+        "other_dtypes": {name: kind for name, kind in kinds.items() if kind != common},
+    }

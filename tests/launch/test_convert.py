@@ -16,6 +16,7 @@ import pytest
 from launch import convert, evaluate, generate, train
 from launch.bench import outputs
 from launch.run import errors, pretrained, restore
+from launch.run.checkpoint import read_metadata
 from launch.run.safetensors_files import SINGLE, Tensors
 from nn.pretrained import find, to_ours
 from nn.pretrained.table import Leaf
@@ -80,7 +81,7 @@ def test_export_in_another_dtype(imported: Path, bfloat16: Path, tmp_path: Path)
 
 
 def test_an_imported_run_is_evaluated_and_goes_on(
-    imported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    imported: Path, bfloat16: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workdir = tmp_path / "copy"
     shutil.copytree(imported, workdir)
@@ -90,6 +91,11 @@ def test_an_imported_run_is_evaluated_and_goes_on(
     assert train.main([f"--workdir={workdir}"]) == errors.DONE
     assert "going on from step 0" in capsys.readouterr().out
     assert runs.digests(workdir)["step"] == 1
+    # What was trained is written as what was imported.
+    assert convert.main(["export", f"--from={workdir}", f"--to={tmp_path / 'new'}"]) == 0
+    new, old = Tensors(tmp_path / "new"), Tensors(bfloat16)
+    assert {n: x.dtype for n, x in new.items()} == {n: x.dtype for n, x in old.items()}
+    assert not published.same_bytes(new, old)
 
 
 @pytest.mark.parametrize("record", ["decoders.gpt2", "decoders.mixtral", "resnets.bottleneck"])
@@ -161,6 +167,7 @@ def test_a_run_starts_from_a_directory_and_resumes_from_its_checkpoint(
     capsys.readouterr()
     assert train.main([*arguments, "--config.train.steps=2"]) == errors.DONE
     assert "going on from step 1" in capsys.readouterr().out
+    assert read_metadata(tmp_path / "run" / "checkpoints")["pretrained"]["dtype"] == "bfloat16"
 
 
 def test_text_is_generated_from_an_import(

@@ -117,5 +117,5 @@ def test_an_import_takes_less_than_a_file_and_a_layer(
     found = json.loads(done.stdout.splitlines()[-1])
     beside = found["read"] - found["largest"]
     assert beside < 1.3 * largest_file + layer
-    # What it is in fact: a layer of the widest matrix, in the file and on its way.
-    assert beside < 0.5 * (1.3 * largest_file + layer), found
+    # What it is in fact: the widest matrix of a layer in the file, in its chunk, on its way.
+    assert beside < 0.75 * (1.3 * largest_file + layer), found
