@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 
@@ -26,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options, spec, overrides = arguments.parse(parser, argv)
         if spec is not None:
             raise ValueError("--config is that of the run in --workdir; only its keys can be set")
+        file = arguments.json_file(options)
         arguments.start(options)
         run = restore.run_of(options.workdir, overrides)
         state, _ = restore.state_of(run, options.workdir, options.step)
@@ -33,9 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     values = Evaluation(run).means(state, data) | report.baselines(run, options.split)
     if jax.process_index() == 0:
         print(f"step {int(state.step)}\n{report.table({options.split: values})}")
-        if options.json:
-            result = {"step": int(state.step), "split": options.split, **values}
-            Path(options.json).write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+        result = {"step": int(state.step), "split": options.split, **values}
+        arguments.write_json(file, result)
     return 0
 
 

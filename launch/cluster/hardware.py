@@ -46,6 +46,12 @@ class Chip:
         """gpu | tpu: what JAX calls it."""
         return "tpu" if self.torus else "gpu"
 
+    @property
+    def ring(self) -> int:
+        """Sides of its torus close to rings where they are multiples of this: cubes of 4 chips are
+        joined by switches; a flat torus is a whole pod, of 16 chips a side."""
+        return 4 if self.torus == 3 else 16
+
     def peak(self, dtype: Any) -> float | None:
         """FLOP/s of one JAX device for products of `dtype`; None where it has no such unit."""
         name = np.dtype(dtype).name

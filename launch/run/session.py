@@ -18,9 +18,10 @@ from launch.run.faults import Faults
 from launch.run.loop import Loop
 from launch.run.meter import Meter
 from launch.run.metrics import Progress, Writer
+from launch.run.pretrained import first_state, source_of
 from launch.run.profile import Profiler
 from launch.run.signals import Signals, Watchdog
-from launch.run.state import abstract_state, initial_state
+from launch.run.state import abstract_state
 from launch.run.workdir import WorkDir
 
 SPLITS = ("train", "validation", "test")
@@ -69,8 +70,7 @@ def open_run(run: Run, workdir: str, profile: str | None) -> Loop:
 def _meter(run: Run, train: Loader) -> Meter:
     """Counts examples or tokens, and the floating-point operations that a step needs."""
     rule, config = run.rule, run.config
-    rows = {name: jax.ShapeDtypeStruct((config.data.batch_size, *x.shape[1:]), x.dtype)
-            for name, x in train.batch(0).items()}  # fmt: skip
+    rows = shapes.of_rows(config, train)
     needed = shapes.model_flops(config, rule.task, abstract_state(rule), rows)
     tokens = 0
     if config.objective.name == "next_token":
@@ -89,9 +89,14 @@ def restore(loop: Loop) -> Any:
     rule = loop.run.rule
     if loop.checkpoints.latest_step() is None:
         loop.writer.truncate(0)
-        return initial_state(rule, loop.run.config.seed)
+        if directory := loop.run.config.model.pretrained:
+            loop.metadata["pretrained"] = source_of(directory)
+        return first_state(loop.run)
     state, metadata = loop.checkpoints.restore(abstract_state(rule))
-    check_fingerprint(metadata["data"], loop.metadata["data"])
+    if metadata["data"] is not None:  # an imported model has seen none yet
+        check_fingerprint(metadata["data"], loop.metadata["data"])
+    if "pretrained" in metadata:
+        loop.metadata["pretrained"] = metadata["pretrained"]
     loop.writer.truncate(int(state.step))
     loop.progress.say(f"going on from step {int(state.step)}")
     return state

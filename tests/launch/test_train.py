@@ -131,6 +131,15 @@ def test_evaluate(finished: Path, tmp_path: Path) -> None:
     assert 3 < result["bigram_bits_per_byte"] < 5  # of a few rows
 
 
+def test_evaluate_refuses_a_place_that_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main([f"--workdir={tmp_path}", "--json=no/such/x.json"])
+    assert stopped.value.code == errors.BAD_INPUT
+    assert "--json=no/such/x.json: no directory" in capsys.readouterr().err
+
+
 def test_generate_is_the_same_on_every_mesh(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
