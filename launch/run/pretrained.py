@@ -22,7 +22,7 @@ import numpy as np
 
 from launch.cluster import distributed
 from launch.run import config as configs
-from launch.run import published
+from launch.run import published, resolve
 from launch.run.build import Run, build
 from launch.run.safetensors_files import Tensors
 from launch.run.state import abstract_state, initial_state
@@ -45,12 +45,15 @@ def run_of(directory: str, overrides: Sequence[str] = (), spec: str | None = Non
     Args:
       overrides: "section.key=value", as `launch.run.config.load` takes them.
       spec: an experiment, for what config.json does not say; by default experiments/base.py, with
-        sequences no longer than the model's context.
+        the family's usual objective and sequences no longer than the model's context.
     Raises:
       FileNotFoundError, ValueError: what `published.read`, `config.load` and `build` raise.
     """
     model = published.read(directory)
     own = [f"model.family={model.format.FAMILY}", f"model.pretrained={directory}"]
+    if spec is None:
+        usual = resolve.module("model", model.format.FAMILY).OBJECTIVES[0]
+        own.append(f"objective.name={usual}")
     if spec is None and hasattr(model.config, "context_length"):
         default = configs.defaults().data.sequence_length
         own.append(f"data.sequence_length={min(default, model.config.context_length)}")
