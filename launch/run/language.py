@@ -1,0 +1,76 @@
+"""Texts in, log-likelihoods out: a scorer of tokens with the tokeniser of its model."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from launch.run import text
+from launch.run.build import Run
+from launch.run.likelihood import Request, Score, Scorer
+
+
+@dataclasses.dataclass(frozen=True)
+class Language:
+    """A language model.
+
+    encode: text -> tokens, none of them special. prefix: what every text begins with for the model;
+    an empty text too, so that its first token has something before it.
+    """
+
+    scorer: Scorer
+    encode: Callable[[str], list[int]]
+    prefix: tuple[int, ...]
+    # Whether a text that is not empty begins with the prefix too where it is only a context.
+    always: bool = False
+
+    def document(self, content: str) -> Request:
+        """All tokens of a text, after the prefix."""
+        return Request([*self.prefix, *self.encode(content)], len(self.prefix))
+
+    def continuation(self, context: str, content: str) -> Request:
+        """The tokens of `content` after those of `context`; the prefix where that is empty.
+
+        Both are encoded together, and scored is what differs from the context alone: a token that
+        lies across the border, such as a space with the word after it, counts as continuation.
+
+        Raises:
+          ValueError: a continuation without tokens.
+        """
+        before = [*(self.prefix if self.always or not context else ())]
+        alone, both = self.encode(context), self.encode(context + content)
+        common = 0
+        while common < min(len(alone), len(both)) and alone[common] == both[common]:
+            common += 1
+        if common == len(both):
+            raise ValueError(f"the continuation {content!r} adds no token to its context")
+        if not before and not common:  # the first token of the context is another one now
+            before = [*self.prefix]
+        return Request([*before, *both], len(before) + common)
+
+    def score(self, requests: Sequence[Request], stride: int | None = None) -> list[Score]:
+        """See `Scorer.score`."""
+        return self.scorer.score(requests, stride)
+
+
+def of_run(run: Run, state: Any, rows: int | None = None) -> Language:
+    """The model of a run, in a state of it, on the run's mesh; its tokens are bytes.
+
+    An empty context is a line end, as in generation. rows: of a batch; the run's own by default.
+
+    Raises:
+      ValueError: a model that predicts no next token, or whose tokens are not bytes.
+    """
+    model = run.config.model
+    if run.config.objective.name != "next_token" or "vocab_size" not in model:
+        raise ValueError(
+            f"objective.name={run.config.objective.name!r} gives texts no likelihood; "
+            "nearest: a run with objective.name='next_token'"
+        )
+    encode = functools.partial(text.encode, vocabulary=model.vocab_size)
+    length = model.context_length if "context_length" in model else run.config.data.sequence_length
+    variables = {"params": run.rule.weights(state), **state.variables}
+    scorer = Scorer(run.rule.task, variables, length, rows or run.config.data.batch_size)
+    return Language(scorer, encode, tuple(encode("\n")))
