@@ -82,7 +82,7 @@ def _item(place: str, line: str, task: str, fields: Mapping[str, str]) -> Item:
             f"{place}: answer={item['answer']}: must be from 0 to {len(item['choices']) - 1}"
         )
     for name in ("choices", "target"):
-        if name in fields and not all(item[name]):
+        if name in fields and not (item[name] and all(item[name])):
             raise ValueError(f"{place}: {name}={item[name]!r}: a continuation must not be empty")
     return {name: item[name] for name in fields}
 
