@@ -9,21 +9,11 @@ from typing import Any
 
 import pytest
 
-from launch import evaluate, train
+from launch import evaluate
 from launch.run import errors, restore, sampling
 from launch.run.decode import Sampling
-from tests.launch import runs
 
 TEXT = "def main():\n    return 'é' + str(3)\n" * 4  # 132 bytes in a context of 64
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of the tiny decoder, two steps long."""
-    workdir = tmp_path_factory.mktemp("runs") / "gpt"
-    steps = {"train__steps": 2, "train__eval_every": 2, "optimizer__warmup_steps": 0}
-    assert train.main(runs.arguments(workdir, **steps)) == errors.DONE
-    return workdir
 
 
 def measured(workdir: Path, task: str, data: Path, *flags: str) -> tuple[dict[str, Any], list[Any]]:
@@ -40,26 +30,26 @@ def lines(path: Path, *items: dict[str, Any]) -> Path:
     return path
 
 
-def test_perplexity_is_the_same_on_every_mesh(finished: Path, tmp_path: Path) -> None:
+def test_perplexity_is_the_same_on_every_mesh(short_run: Path, tmp_path: Path) -> None:
     book = tmp_path / "book.txt"
     book.write_text(TEXT, "utf-8")
-    result, items = measured(finished, "perplexity", book)
+    result, items = measured(short_run, "perplexity", book)
     assert (result["context"], result["stride"], result["step"]) == (64, 32, 2)
     assert result["bytes"] == result["tokens"] == len(TEXT.encode())
     assert result["bits_per_byte"] == pytest.approx(result["loss"] / math.log(2), rel=1e-9)
     assert result["perplexity"] == pytest.approx(math.exp(result["loss"]), rel=1e-9)
     assert items[0]["log_likelihood"] == pytest.approx(-result["loss"] * result["tokens"])
     for flags in (["--config.mesh.tensor=8"], ["--config.mesh.fsdp=2", "--batch=3"]):
-        other, _ = measured(finished, "perplexity", book, *flags)
+        other, _ = measured(short_run, "perplexity", book, *flags)
         assert other["loss"] == pytest.approx(result["loss"], rel=1e-5)
-    far, _ = measured(finished, "perplexity", book, "--stride=64")
+    far, _ = measured(short_run, "perplexity", book, "--stride=64")
     assert far["loss"] != result["loss"]
     assert far["stride"] == 64
 
 
-def test_match_is_what_generate_gives(finished: Path, tmp_path: Path) -> None:
-    run = restore.run_of(str(finished))
-    state, _ = restore.state_of(run, str(finished))
+def test_match_is_what_generate_gives(short_run: Path, tmp_path: Path) -> None:
+    run = restore.run_of(str(short_run))
+    state, _ = restore.state_of(run, str(short_run))
     contexts = ["def f(", "", "import numpy"]
     prompts = sampling.tokens_of(run, contexts)
     greedy = Sampling(temperature=0.0)
@@ -67,24 +57,24 @@ def test_match_is_what_generate_gives(finished: Path, tmp_path: Path) -> None:
     assert all(len(text.encode()) == 3 for text in made)  # tokens that are text
     pairs = [*zip(contexts, made, strict=True), ("def f(", made[0][:-1] + "~")]
     data = lines(tmp_path / "m.jsonl", *({"context": c, "target": t} for c, t in pairs))
-    result, items = measured(finished, "match", data)
+    result, items = measured(short_run, "match", data)
     assert [item["match"] for item in items] == [True, True, True, False]
     assert (result["match"], result["items"]) == (0.75, 4)
 
 
-def test_choice(finished: Path, tmp_path: Path) -> None:
+def test_choice(short_run: Path, tmp_path: Path) -> None:
     long = "x = 1\n" * 40  # loses its beginning
     choices = ["return", "~~~~~~", "\u00e9"]
     asked = [{"context": c, "choices": choices, "answer": 0} for c in ("", "def f(): ", long)]
     data = lines(tmp_path / "c.jsonl", *asked)
-    result, items = measured(finished, "choice", data)
-    other, again = measured(finished, "choice", data, "--config.mesh.tensor=4")
+    result, items = measured(short_run, "choice", data)
+    other, again = measured(short_run, "choice", data, "--config.mesh.tensor=4")
     assert result == other
     for item, twin in zip(items, again, strict=True):
         assert item["log_likelihoods"] == pytest.approx(twin["log_likelihoods"], rel=1e-5)
         assert item["pick"] == item["log_likelihoods"].index(max(item["log_likelihoods"]))
     match = lines(tmp_path / "m.jsonl", *({"context": long, "target": c} for c in choices))
-    _, alone = measured(finished, "match", match)
+    _, alone = measured(short_run, "match", match)
     found = [item["log_likelihood"] for item in alone]
     assert found == pytest.approx(items[2]["log_likelihoods"], rel=1e-5)
 
@@ -110,14 +100,14 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input(
-    name: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, short_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = lines(tmp_path / "d.jsonl", {"text": "a"})
     if name not in ("a long stride", "a bad line", "no texts"):
         lines(data, {"context": "a", "target": "b"})
     flags, message = BAD[name]
     with pytest.raises(SystemExit) as end:
-        evaluate.main([f"--workdir={finished}", *(flag.format(d=data) for flag in flags)])
+        evaluate.main([f"--workdir={short_run}", *(flag.format(d=data) for flag in flags)])
     assert end.value.code == errors.BAD_INPUT
     assert message in capsys.readouterr().err
 

@@ -10,15 +10,14 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from launch import train
-from launch.run import errors, language, restore, sampling
+from launch.run import language, restore, sampling
 from launch.run.decode import Sampling
-from tests.launch import runs
 
 INSTALLED = importlib.util.find_spec("lm_eval") is not None
 
@@ -49,20 +48,18 @@ def stand_in_modules(models: dict[str, type]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def model(short_run: Path) -> Iterator[Any]:
     """A short run's model, as the harness makes it: by name, with its own further arguments."""
-    workdir = tmp_path_factory.mktemp("runs") / "gpt"
-    assert train.main(runs.arguments(workdir, train__steps=1, train__eval_every=1)) == errors.DONE
     with pytest.MonkeyPatch.context() as patch:
         if not INSTALLED:
             for name, module in stand_in_modules({}).items():
                 patch.setitem(sys.modules, name, module)
         importlib.import_module("launch.run.harness")
         registry = importlib.import_module("lm_eval.api.registry")
-        given = {"workdir": str(workdir), "mesh__tensor": 2, "mesh__data": 4}
+        given = {"workdir": str(short_run), "mesh__tensor": 2, "mesh__data": 4}
         more = {"batch_size": "auto", "max_batch_size": None, "device": None}
         made = registry.get_model("tessera").create_from_arg_obj(given, more)
-        yield made, str(workdir)
+        yield made, str(short_run)
         if not INSTALLED:
             sys.modules.pop("launch.run.harness")
 
