@@ -26,8 +26,8 @@ NEVER = -1e9  # log-probability of what must not be chosen; finite, so that sums
 
 
 class Beams(State):
-    """open_*: the open beams and their log-probabilities, likeliest first; best_*: the finished ones
-    and what they are worth, best first. The cache has B * K rows."""
+    """open_*: the open beams and their log-probabilities, likeliest first; best_*: the finished
+    ones and what they are worth, best first. The cache has B * K rows."""
 
     open_BKT: jax.Array
     open_BK: jax.Array

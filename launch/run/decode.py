@@ -219,6 +219,8 @@ class OnMesh:
     def _spmd(self, body: Any, more_specs: tuple[Any, ...], out_specs: Any) -> Any:
         # One token at a time leaves no sequence to split.
         rules = dataclasses.replace(self.rules, sequence_parallel=False)
-        inputs = Inputs(self._rows, self._rows, P(), self._rows, self._rows)
+        rows: Any = self._rows
+        whole: Any = P()
+        inputs = Inputs(rows, rows, whole, rows, rows)
         in_specs = (self.param_specs, inputs, *more_specs)
         return parallel.spmd(body, self.mesh, rules, in_specs, out_specs)

@@ -59,9 +59,10 @@ class State(struct.PyTreeNode):
 
 
 class Loop(Protocol):
-    """stops: whether a row may be done before `new_tokens` steps; counted in tokens per row."""
+    """new_tokens: most of a row, and most steps. stops: whether rows may be done in fewer."""
 
-    new_tokens: int
+    @property
+    def new_tokens(self) -> int: ...
 
     @property
     def stops(self) -> bool: ...

@@ -124,9 +124,9 @@ class Speculative:
 
     def _write(
         self, params: Any, inputs: Inputs, state: Drafted, keys_B: jax.Array
-    ) -> tuple[jax.Array, Any, jax.Array]:
+    ) -> tuple[jax.Array, Any, jax.Array | None]:
         """The rows with k draft tokens at their ends, the cache of the draft model, and the
-        probabilities by which they were drawn, (B, k, V); of the likeliest tokens, nothing."""
+        probabilities by which they were drawn, (B, k, V); of the likeliest tokens, None."""
 
         def one(carry: tuple[jax.Array, Any], i: jax.Array) -> tuple[tuple[jax.Array, Any], Any]:
             tokens_BT, cache = carry
