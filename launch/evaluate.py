@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from launch.run import arguments, language, report, restore, texttasks
+from launch.run import arguments, language, report, restore, sampling, texttasks
 from launch.run.build import Run, loader, open_data
 from launch.run.errors import guard_input
 from launch.run.evaluation import Evaluation
@@ -28,6 +28,9 @@ EXAMPLE = """python -m launch.evaluate --workdir=runs/bytes_gpt --split=test --j
 def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments.parser("evaluate", __doc__, EXAMPLE)
     parser.add_argument("--workdir", help="directory of a run")
+    parser.add_argument(
+        "--tokenizer", metavar="DIR", help="with tokenizer.json or a sentencepiece model, for a run"
+    )
     parser.add_argument("--split", choices=("train", "validation", "test"), help="default: test")
     parser.add_argument("--step", type=int, help="checkpoint to read; the newest by default")
     parser.add_argument("--task", choices=tuple(texttasks.FIELDS), help="in place of a split")
@@ -62,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check(options: argparse.Namespace) -> None:
     """ValueError where the flags do not go together."""
     if options.task is None:
-        for name in ("data", "stride", "batch", "items"):
+        for name in ("data", "stride", "batch", "items", "tokenizer"):
             if getattr(options, name) is not None:
                 tasks = " | ".join(texttasks.FIELDS)
                 raise ValueError(f"--{name} goes with --task={tasks}")
@@ -99,7 +102,8 @@ def _task(options: argparse.Namespace, overrides: list[str]) -> tuple[Head, Work
     if task == "wer":
         return head, lambda: texttasks.word_errors(items)
     run, state = _restore(options, overrides)
-    model = language.of_run(run, state, options.batch)
+    tokenizer = sampling.tokenizer_of(run, options.tokenizer)
+    model = language.of_run(run, state, tokenizer, options.batch)
     context = model.scorer.context
     default = max(context // 2, 1) if task == "perplexity" else context
     stride = default if options.stride is None else options.stride

@@ -15,9 +15,9 @@ from typing import Any
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
-from launch.run import language, restore, sampling
-from launch.run.decode import Sampling
+from launch.run import language, restore, sampling, text
 from launch.run.language import Language
+from launch.run.logits import Sampling
 
 NEW_TOKENS = 256  # of generated text where a request does not say
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -32,6 +32,7 @@ class TesseraLM(LM):
         self,
         workdir: str,
         step: int | str | None = None,
+        tokenizer: str | None = None,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
         device: str | None = None,
@@ -41,6 +42,7 @@ class TesseraLM(LM):
 
         Args:
           workdir, step: directory of the run, and its checkpoint; the newest by default.
+          tokenizer: directory of a tokeniser; bytes by default.
           batch_size: windows of a batch; the run's by default, and for "auto".
           max_batch_size, device: not used: the size is never searched for, and the mesh, that of
             the run, is on the devices that JAX sees.
@@ -50,9 +52,11 @@ class TesseraLM(LM):
         super().__init__()
         texts = [f"{name.replace('__', '.')}={value}" for name, value in overrides.items()]
         self.run = restore.run_of(workdir, texts)
-        self.state, _ = restore.state_of(self.run, workdir, None if step is None else int(step))
+        self.tokenizer = sampling.tokenizer_of(self.run, tokenizer)
+        state, _ = restore.state_of(self.run, workdir, None if step is None else int(step))
         rows = None if batch_size in (None, "auto") else int(str(batch_size))
-        self.language: Language = language.of_run(self.run, self.state, rows)
+        self.language: Language = language.of_run(self.run, state, self.tokenizer, rows)
+        self.trained = sampling.of_run(self.run, self.run.rule.weights(state), self.tokenizer)
 
     @property
     def tokenizer_name(self) -> str:
@@ -91,8 +95,8 @@ class TesseraLM(LM):
             for begin in range(0, len(numbers), self.language.scorer.rows):
                 part = numbers[begin : begin + self.language.scorer.rows]
                 texts = self._generate([requests[n].args[0] for n in part], requests[part[0]])
-                for number, text in zip(part, texts, strict=True):
-                    found[number] = text
+                for number, made in zip(part, texts, strict=True):
+                    found[number] = made
         self._keep("generate_until", requests, found)
         return found
 
@@ -107,12 +111,12 @@ class TesseraLM(LM):
                 f"{self.language.scorer.context}; nearest: max_gen_toks={room + length - 1}"
             )
         encoded = [self.language.encode(stop) for stop in stops]
-        how = _sampling(settings, tuple(stop[0] for stop in encoded if len(stop) == 1))
-        prompts = [tokens[-room:] for tokens in sampling.tokens_of(self.run, contexts)]
-        params = self.run.rule.weights(self.state)
-        seed = self.run.config.seed
-        made = sampling.complete(self.run, params, prompts, length, how, seed)
-        return [_cut(text, stops) for text in made.texts]
+        ends = tuple(stop[0] for stop in encoded if len(stop) == 1)
+        how = _sampling(settings, self.tokenizer.stop + ends)
+        vocabulary = self.run.config.model.vocab_size
+        prompts = [t[-room:] for t in text.encode(self.tokenizer, contexts, vocabulary)]
+        generation = sampling.Generation(self.trained, prompts, length, how)
+        return [_cut(made, stops) for made in generation.complete(self.run.config.seed).texts]
 
     def _keep(self, kind: str, requests: Sequence[Any], answers: Sequence[Any]) -> None:
         """Answers for the harness's cache, where it keeps one."""
@@ -137,9 +141,9 @@ def _sampling(settings: Mapping[str, Any], stop: tuple[int, ...]) -> Sampling:
         temperature = (temperature if "temperature" in settings else 1.0) if asked else 0.0
     top_k = int(settings["top_k"]) if "top_k" in settings else 0
     top_p = float(settings["top_p"]) if "top_p" in settings else 1.0
-    return Sampling(temperature, top_k, top_p, stop)
+    return Sampling(temperature=temperature, top_k=top_k, top_p=top_p, stop=stop)
 
 
-def _cut(text: str, stops: Sequence[str]) -> str:
+def _cut(made: str, stops: Sequence[str]) -> str:
     """The text before the first stop string."""
-    return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
+    return made[: min((made.index(stop) for stop in stops if stop in made), default=len(made))]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from launch.run import text
 from launch.run.build import Run
 from launch.run.likelihood import Request, Score, Scorer
+from launch.run.text import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +54,13 @@ class Language:
         return self.scorer.score(requests, stride)
 
 
-def of_run(run: Run, state: Any, rows: int | None = None) -> Language:
-    """The model of a run, in a state of it, on the run's mesh; its tokens are bytes.
+def of_run(run: Run, state: Any, tokenizer: Tokenizer, rows: int | None = None) -> Language:
+    """The model of a run, in a state of it, on the run's mesh.
 
-    An empty context is a line end, as in generation. rows: of a batch; the run's own by default.
+    rows: of a batch; the run's own by default.
 
     Raises:
-      ValueError: a model that predicts no next token, or whose tokens are not bytes.
+      ValueError: a model that predicts no next token.
     """
     model = run.config.model
     if run.config.objective.name != "next_token" or "vocab_size" not in model:
@@ -69,8 +68,26 @@ def of_run(run: Run, state: Any, rows: int | None = None) -> Language:
             f"objective.name={run.config.objective.name!r} gives texts no likelihood; "
             "nearest: a run with objective.name='next_token'"
         )
-    encode = functools.partial(text.encode, vocabulary=model.vocab_size)
     length = model.context_length if "context_length" in model else run.config.data.sequence_length
     variables = {"params": run.rule.weights(state), **state.variables}
     scorer = Scorer(run.rule.task, variables, length, rows or run.config.data.batch_size)
-    return Language(scorer, encode, tuple(encode("\n")))
+    return of_tokenizer(scorer, tokenizer, model.vocab_size)
+
+
+def of_tokenizer(scorer: Scorer, tokenizer: Tokenizer, vocabulary: int) -> Language:
+    """A language whose prefix is what the tokeniser puts before a text, else an empty text."""
+
+    def encode(content: str) -> list[int]:
+        tokens = tokenizer.plain(content)
+        if tokens and max(tokens) >= vocabulary:
+            raise ValueError(
+                f"token {max(tokens)} of a text: the model has {vocabulary}; "
+                "the tokeniser is that of another model"
+            )
+        return tokens
+
+    probe = tokenizer.plain("a")
+    whole = tokenizer.encode("a")
+    places = range(len(whole) - len(probe) + 1)
+    before = whole[: next((i for i in places if whole[i : i + len(probe)] == probe), 0)]
+    return Language(scorer, encode, tuple(before or tokenizer.encode("")), bool(before))

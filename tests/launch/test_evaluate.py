@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from launch import evaluate
-from launch.run import errors, restore, sampling
-from launch.run.decode import Sampling
+from launch.run import errors, restore, sampling, text
+from launch.run.logits import Sampling
 
 TEXT = "def main():\n    return 'é' + str(3)\n" * 4  # 132 bytes in a context of 64
 
@@ -51,10 +51,11 @@ def test_match_is_what_generate_gives(short_run: Path, tmp_path: Path) -> None:
     run = restore.run_of(str(short_run))
     state, _ = restore.state_of(run, str(short_run))
     contexts = ["def f(", "", "import numpy"]
-    prompts = sampling.tokens_of(run, contexts)
-    greedy = Sampling(temperature=0.0)
-    made = sampling.complete(run, run.rule.weights(state), prompts, 3, greedy, 0).texts
-    assert all(len(text.encode()) == 3 for text in made)  # tokens that are text
+    trained = sampling.of_run(run, run.rule.weights(state), text.Bytes(256))
+    prompts = [trained.tokenizer.encode(context) for context in contexts]
+    how = Sampling(temperature=0.0)
+    made = sampling.Generation(trained, prompts, 3, how).complete(0).texts
+    assert all(len(new.encode()) == 3 for new in made)  # tokens that are text
     pairs = [*zip(contexts, made, strict=True), ("def f(", made[0][:-1] + "~")]
     data = lines(tmp_path / "m.jsonl", *({"context": c, "target": t} for c, t in pairs))
     result, items = measured(short_run, "match", data)

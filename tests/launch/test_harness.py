@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from launch.run import language, restore, sampling
-from launch.run.decode import Sampling
+from launch.run import language, restore, sampling, text
+from launch.run.logits import Sampling
 
 INSTALLED = importlib.util.find_spec("lm_eval") is not None
 
@@ -79,16 +79,16 @@ def test_it_is_a_model_of_the_harness(model: Any) -> None:
 def test_likelihoods(model: Any) -> None:
     lm, workdir = model
     run = restore.run_of(workdir)
-    own = language.of_run(run, restore.state_of(run, workdir)[0])
+    own = language.of_run(run, restore.state_of(run, workdir)[0], text.Bytes(256))
     pairs = [("def f(", "x)"), ("", "import"), ("y = 2\n" * 30, "z")]
     found = lm.loglikelihood([asked(*pair) for pair in pairs])
     wanted = own.score([own.continuation(*pair) for pair in pairs])
     assert [x[0] for x in found] == pytest.approx([s.log_likelihood for s in wanted], rel=1e-5)
     assert [x[1] for x in found] == [s.greedy for s in wanted]
     assert all(type(x) is tuple and type(x[1]) is bool for x in found)
-    text = "def main():\n    pass\n" * 9  # in windows
-    (rolled,) = lm.loglikelihood_rolling([asked(text)])
-    assert rolled == pytest.approx(own.score([own.document(text)])[0].log_likelihood, rel=1e-5)
+    book = "def main():\n    pass\n" * 9  # in windows
+    (rolled,) = lm.loglikelihood_rolling([asked(book)])
+    assert rolled == pytest.approx(own.score([own.document(book)])[0].log_likelihood, rel=1e-5)
 
 
 def test_answers_go_to_the_cache(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,9 +103,11 @@ def test_generation_goes_on_until_a_stop_string(model: Any) -> None:
     lm, workdir = model
     run = restore.run_of(workdir)
     params = run.rule.weights(restore.state_of(run, workdir)[0])
+    trained = sampling.of_run(run, params, text.Bytes(256))
     contexts = ["def f(", "x" * 100]  # the second longer than there is room
-    prompts = [tokens[-58:] for tokens in sampling.tokens_of(run, contexts)]
-    whole = sampling.complete(run, params, prompts, 6, Sampling(temperature=0.0), 0).texts
+    prompts = [trained.tokenizer.encode(context)[-58:] for context in contexts]
+    how = Sampling(temperature=0.0)
+    whole = sampling.Generation(trained, prompts, 6, how).complete(0).texts
     plain = {"max_gen_toks": 6, "until": []}
     stop = whole[0][2:4]
     cut = {"max_gen_toks": 6, "until": [stop, "never"], "do_sample": False, "temperature": 0.7}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launch.run import texttasks
+from launch.run import language, text, texttasks
 from launch.run.language import Language
 from launch.run.likelihood import Score
 
@@ -52,6 +52,38 @@ def test_a_token_across_the_border_counts_as_continuation() -> None:
     stripped = Language(NO_SCORER, lambda text: by_words(text.rstrip()), (7,))
     with pytest.raises(ValueError, match="' ' adds no token"):
         stripped.continuation("one", " ")
+
+
+class Special:
+    """Words by their lengths; `encode` puts `before` before them and 9 after them."""
+
+    stop = (9,)
+
+    def __init__(self, before: list[int]) -> None:
+        self.before = before
+
+    def plain(self, content: str) -> list[int]:
+        return [len(word) for word in content.split()]
+
+    def encode(self, content: str) -> list[int]:
+        return [*self.before, *self.plain(content), 9]
+
+    def decode(self, tokens: Any) -> str:
+        raise NotImplementedError
+
+
+def test_the_prefix_is_what_the_tokeniser_puts_before_a_text() -> None:
+    begins = language.of_tokenizer(NO_SCORER, Special([7, 8]), 10)
+    assert begins.continuation("a bb", "ccc").tokens == [7, 8, 1, 5]
+    assert begins.continuation("a bb ", "ccc") == ([7, 8, 1, 2, 3], 4)
+    assert begins.document("a") == ([7, 8, 1], 2)
+    # One that puts nothing there: an empty text, where nothing else is before a token.
+    plain = language.of_tokenizer(NO_SCORER, Special([]), 10)
+    assert plain.continuation("a ", "b") == ([1, 1], 1)
+    assert plain.continuation("", "b") == ([9, 1], 1)
+    assert language.of_tokenizer(NO_SCORER, text.Bytes(256), 256).prefix == (10,)
+    with pytest.raises(ValueError, match="token 12 of a text: the model has 10"):
+        plain.document("a" * 12)
 
 
 def write(path: Path, *lines: Any) -> str:
