@@ -23,6 +23,8 @@ def _parts(config: ConfigDict) -> None:
     config.model = ConfigDict()
     config.model.family = "transformer"  # a file of nn/families
     config.model.preset = placeholder(str)  # a published size of the family; other keys override it
+    # a published directory (config.json, safetensors): the model's fields and its first weights
+    config.model.pretrained = ""
     config.objective = ConfigDict()
     config.objective.name = "next_token"  # a file of nn/objectives
     config.rule = ConfigDict()

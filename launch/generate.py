@@ -1,6 +1,7 @@
 """Continue prompts with a trained model.
 
-The model is read from the work directory of a run; rows are split over its mesh.
+The model is read from the work directory of a run, or from a directory with published weights; rows
+are split over its mesh.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import jax
 
-from launch.run import arguments, restore, sampling, stream, text
+from launch.run import arguments, pretrained, restore, sampling, stream, text
 from launch.run.errors import guard_input
 from launch.run.logits import Sampling
 from launch.run.sampling import Completion, Generation, Show, Trained
@@ -25,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with guard_input():
         options, spec, overrides = arguments.parse(_parser(), argv)
         if spec is not None:
-            raise ValueError("--config is that of the run in --workdir; only its keys can be set")
+            raise ValueError("--config is that of the model; only its keys can be set")
+        if (options.workdir is None) == (options.pretrained is None):
+            raise ValueError("give one of --workdir and --pretrained")
         prompts = _prompts(options)
         how = _sampling(options)
         file = _json_file(options.json)
@@ -44,10 +47,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> arguments.Parser:
     parser = arguments.parser("generate", __doc__, EXAMPLE)
-    parser.add_argument("--workdir", required=True, help="directory of a run")
+    parser.add_argument("--workdir", metavar="DIR", help="directory of a run")
+    parser.add_argument(
+        "--pretrained", metavar="DIR", help="with config.json, safetensors and a tokeniser"
+    )
     parser.add_argument("--step", type=int, help="checkpoint to read; the newest by default")
     parser.add_argument(
-        "--tokenizer", metavar="DIR", help="with tokenizer.json or a sentencepiece model; bytes"
+        "--tokenizer", metavar="DIR", help="with tokenizer.json or a sentencepiece model, for a run"
     )
     parser.add_argument("--prompt", action="append", help="text to continue; may be repeated")
     parser.add_argument("--prompts", metavar="FILE", help="a file with one prompt per line")
@@ -71,7 +77,9 @@ def _parser() -> arguments.Parser:
     parser.add_argument(
         "--early-stopping", action="store_true", help="end with the first finished beams"
     )
-    parser.add_argument("--draft", metavar="DIR", help="run of a small model that drafts tokens")
+    parser.add_argument(
+        "--draft", metavar="DIR", help="run or weights of a small model that drafts tokens"
+    )
     parser.add_argument("--draft-length", type=int, default=4, help="tokens drafted at a time")
     parser.add_argument("--stop", default="", help="text that ends a completion, such as '\\n'")
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
@@ -124,14 +132,19 @@ def _generation(
     options: argparse.Namespace, overrides: Sequence[str], prompts: list[str], how: Sampling
 ) -> tuple[Generation, int]:
     """What is to be made, checked, and the step of the checkpoint."""
-    run = restore.run_of(options.workdir, overrides)
-    tokenizer = sampling.tokenizer_of(run, options.tokenizer)
+    if options.workdir is not None:
+        run = restore.run_of(options.workdir, overrides)
+    else:
+        run = pretrained.run_of(options.pretrained, ["optimizer.name=sgd", *overrides])
+    tokenizer = sampling.tokenizer_of(run, options.tokenizer or options.pretrained)
     rows = text.encode(tokenizer, prompts, run.config.model.vocab_size)
     sampling.check_length(run.config.model, rows, options.length)
     ends = options.stop.encode().decode("unicode_escape").encode("latin-1")
-    stop = text.stop_tokens(tokenizer, ends)
-    how = dataclasses.replace(how, stop=tokenizer.stop + stop)
-    state, _ = restore.state_of(run, options.workdir, options.step)
+    how = dataclasses.replace(how, stop=tokenizer.stop + text.stop_tokens(tokenizer, ends))
+    if options.workdir is not None:
+        state, _ = restore.state_of(run, options.workdir, options.step)
+    else:
+        state = pretrained.first_state(run)
     trained = sampling.of_run(run, run.rule.weights(state), tokenizer)
     draft = None if options.draft is None else _draft(options.draft, trained)
     generation = sampling.Generation(
@@ -140,11 +153,14 @@ def _generation(
     return generation, int(state.step)
 
 
-def _draft(workdir: str, trained: Trained) -> Trained:
-    """The model of another run, on the mesh of the first."""
-    sizes = [f"mesh.{axis}={size}" for axis, size in trained.mesh.shape.items()]
-    run = restore.run_of(workdir, sizes)
-    state, _ = restore.state_of(run, workdir)
+def _draft(directory: str, trained: Trained) -> Trained:
+    """Another model, of a run where the directory has checkpoints, on the mesh of the first."""
+    mesh = [f"mesh.{axis}={size}" for axis, size in trained.mesh.shape.items()]
+    if (Path(directory) / "checkpoints").is_dir():
+        run = restore.run_of(directory, mesh)
+        state, _ = restore.state_of(run, directory)
+    else:
+        run, state = pretrained.load(directory, mesh)
     return sampling.of_run(run, run.rule.weights(state), trained.tokenizer)
 
 

@@ -18,9 +18,10 @@ from launch.run.faults import Faults
 from launch.run.loop import Loop
 from launch.run.meter import Meter
 from launch.run.metrics import Progress, Writer
+from launch.run.pretrained import first_state
 from launch.run.profile import Profiler
 from launch.run.signals import Signals, Watchdog
-from launch.run.state import abstract_state, initial_state
+from launch.run.state import abstract_state
 from launch.run.workdir import WorkDir
 
 SPLITS = ("train", "validation", "test")
@@ -89,9 +90,10 @@ def restore(loop: Loop) -> Any:
     rule = loop.run.rule
     if loop.checkpoints.latest_step() is None:
         loop.writer.truncate(0)
-        return initial_state(rule, loop.run.config.seed)
+        return first_state(loop.run)
     state, metadata = loop.checkpoints.restore(abstract_state(rule))
-    check_fingerprint(metadata["data"], loop.metadata["data"])
+    if metadata["data"] is not None:  # an imported model has seen none yet
+        check_fingerprint(metadata["data"], loop.metadata["data"])
     loop.writer.truncate(int(state.step))
     loop.progress.say(f"going on from step {int(state.step)}")
     return state
