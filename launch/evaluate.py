@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from launch.run import arguments, language, report, restore, sampling, texttasks
+from launch.run import arguments, language, report, sampling, texttasks
 from launch.run.build import Run, loader, open_data
 from launch.run.errors import guard_input
 from launch.run.evaluation import Evaluation
@@ -27,7 +27,10 @@ EXAMPLE = """python -m launch.evaluate --workdir=runs/bytes_gpt --split=test --j
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = arguments.parser("evaluate", __doc__, EXAMPLE)
-    parser.add_argument("--workdir", help="directory of a run")
+    parser.add_argument("--workdir", metavar="DIR", help="directory of a run")
+    parser.add_argument(
+        "--pretrained", metavar="DIR", help="with config.json, safetensors and a tokeniser"
+    )
     parser.add_argument(
         "--tokenizer", metavar="DIR", help="with tokenizer.json or a sentencepiece model, for a run"
     )
@@ -44,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with guard_input():
         options, spec, overrides = arguments.parse(parser, argv)
         if spec is not None:
-            raise ValueError("--config is that of the run in --workdir; only its keys can be set")
+            raise ValueError("--config is that of the model; only its keys can be set")
         _check(options)
         measure = _split if options.task is None else _task
         head, work = measure(options, overrides)
@@ -78,14 +81,14 @@ def _check(options: argparse.Namespace) -> None:
             raise ValueError(f"--stride={options.stride} goes with --task=perplexity")
     if options.batch is not None and options.batch < 1:
         raise ValueError(f"--batch={options.batch}: must be at least 1")
-    if options.workdir is None and options.task != "wer":
-        raise ValueError("--workdir=DIR is needed: the directory of a run")
+    if options.task is None and options.pretrained is not None:
+        raise ValueError(f"--pretrained={options.pretrained} has no data of its own; add --task")
 
 
 def _split(options: argparse.Namespace, overrides: list[str]) -> tuple[Head, Work]:
     """Means over a split of the run's data set."""
     split = options.split or "test"
-    run, state = _restore(options, overrides)
+    run, state = _open(options, overrides)
     data = loader(run.config, open_data(run.config, split), train=False)
 
     def work() -> texttasks.Result:
@@ -101,8 +104,8 @@ def _task(options: argparse.Namespace, overrides: list[str]) -> tuple[Head, Work
     head: Head = {"task": task, "data": options.data}
     if task == "wer":
         return head, lambda: texttasks.word_errors(items)
-    run, state = _restore(options, overrides)
-    tokenizer = sampling.tokenizer_of(run, options.tokenizer)
+    run, state = _open(options, overrides)
+    tokenizer = sampling.tokenizer_of(run, options.tokenizer or options.pretrained)
     model = language.of_run(run, state, tokenizer, options.batch)
     context = model.scorer.context
     default = max(context // 2, 1) if task == "perplexity" else context
@@ -116,12 +119,10 @@ def _task(options: argparse.Namespace, overrides: list[str]) -> tuple[Head, Work
     return {"step": int(state.step), **head, "context": context, "stride": stride}, work
 
 
-def _restore(options: argparse.Namespace, overrides: list[str]) -> tuple[Run, Any]:
-    """The run of --workdir, and its state."""
+def _open(options: argparse.Namespace, overrides: list[str]) -> tuple[Run, Any]:
+    """The run of --workdir or --pretrained, and its state."""
     arguments.start(options)
-    run = restore.run_of(options.workdir, overrides)
-    state, _ = restore.state_of(run, options.workdir, options.step)
-    return run, state
+    return language.open_model(options.workdir, options.pretrained, overrides, options.step)
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

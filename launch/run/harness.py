@@ -15,7 +15,7 @@ from typing import Any
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
-from launch.run import language, restore, sampling, text
+from launch.run import language, sampling, text
 from launch.run.language import Language
 from launch.run.logits import Sampling
 
@@ -30,7 +30,8 @@ class TesseraLM(LM):
 
     def __init__(
         self,
-        workdir: str,
+        workdir: str | None = None,
+        pretrained: str | None = None,
         step: int | str | None = None,
         tokenizer: str | None = None,
         batch_size: int | str | None = None,
@@ -38,22 +39,23 @@ class TesseraLM(LM):
         device: str | None = None,
         **overrides: Any,
     ) -> None:
-        """The model of a run.
+        """The model of a run, or published weights.
 
         Args:
           workdir, step: directory of the run, and its checkpoint; the newest by default.
-          tokenizer: directory of a tokeniser; bytes by default.
+          pretrained: in place of it, a directory with config.json, safetensors and a tokeniser.
+          tokenizer: directory of a tokeniser, for a run; bytes by default.
           batch_size: windows of a batch; the run's by default, and for "auto".
           max_batch_size, device: not used: the size is never searched for, and the mesh, that of
             the run, is on the devices that JAX sees.
           overrides: keys of the run's config with "__" for ".", such as mesh__tensor=2.
-        Raises what `restore.run_of`, `restore.state_of` and `language.of_run` raise.
+        Raises what `language.open_model` and `language.of_run` raise.
         """
         super().__init__()
         texts = [f"{name.replace('__', '.')}={value}" for name, value in overrides.items()]
-        self.run = restore.run_of(workdir, texts)
-        self.tokenizer = sampling.tokenizer_of(self.run, tokenizer)
-        state, _ = restore.state_of(self.run, workdir, None if step is None else int(step))
+        number = None if step is None else int(step)
+        self.run, state = language.open_model(workdir, pretrained, texts, number)
+        self.tokenizer = sampling.tokenizer_of(self.run, tokenizer or pretrained)
         rows = None if batch_size in (None, "auto") else int(str(batch_size))
         self.language: Language = language.of_run(self.run, state, self.tokenizer, rows)
         self.trained = sampling.of_run(self.run, self.run.rule.weights(state), self.tokenizer)

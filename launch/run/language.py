@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from launch.run import pretrained, restore
 from launch.run.build import Run
 from launch.run.likelihood import Request, Score, Scorer
 from launch.run.text import Tokenizer
@@ -52,6 +53,27 @@ class Language:
     def score(self, requests: Sequence[Request], stride: int | None = None) -> list[Score]:
         """See `Scorer.score`."""
         return self.scorer.score(requests, stride)
+
+
+def open_model(
+    workdir: str | None,
+    pretrained_from: str | None,
+    overrides: Sequence[str] = (),
+    step: int | None = None,
+) -> tuple[Run, Any]:
+    """The run and the state of a work directory, or of a directory with published weights.
+
+    Raises:
+      ValueError: not exactly one of the two; what `restore` and `pretrained` raise.
+    """
+    if (workdir is None) == (pretrained_from is None):
+        raise ValueError("give one of --workdir and --pretrained")
+    if workdir is None:
+        if step is not None:
+            raise ValueError(f"--step={step}: published weights have no checkpoints; drop it")
+        return pretrained.load(str(pretrained_from), overrides)
+    run = restore.run_of(workdir, overrides)
+    return run, restore.state_of(run, workdir, step)[0]
 
 
 def of_run(run: Run, state: Any, tokenizer: Tokenizer, rows: int | None = None) -> Language:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launch import evaluate
+from launch import convert, evaluate
 from launch.run import errors, restore, sampling, text
 from launch.run.logits import Sampling
 
@@ -80,6 +80,27 @@ def test_choice(short_run: Path, tmp_path: Path) -> None:
     assert found == pytest.approx(items[2]["log_likelihoods"], rel=1e-5)
 
 
+def test_published_weights_and_their_tokeniser(short_run: Path, tmp_path: Path) -> None:
+    """Exported, and read with a tokeniser that makes ASCII its own bytes: the same numbers."""
+    tokenizers = pytest.importorskip("tokenizers")
+    published = tmp_path / "published"
+    convert.main(["export", f"--from={short_run}", f"--to={published}"])
+    before = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    vocabulary = {before.pre_tokenize_str(chr(b))[0][0]: b for b in range(128)}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    made.pre_tokenizer, made.decoder = before, tokenizers.decoders.ByteLevel()
+    made.save(str(published / "tokenizer.json"))
+    book = tmp_path / "book.txt"
+    book.write_text(TEXT.replace("é", "e"), "utf-8")
+    result, _ = measured(short_run, "perplexity", book)
+    out = tmp_path / "published.json"
+    flags = ["--task=perplexity", f"--data={book}", "--config.mesh.tensor=2", f"--json={out}"]
+    assert evaluate.main([f"--pretrained={published}", *flags]) == errors.DONE
+    found = json.loads(out.read_text())
+    assert found["tokens"] == result["tokens"] == result["bytes"]
+    assert found["loss"] == pytest.approx(result["loss"], rel=1e-5)
+
+
 def test_word_errors_need_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = lines(tmp_path / "w.jsonl", {"reference": "one two", "hypothesis": "One, too!"})
     evaluate.main(["--task=wer", f"--data={data}", f"--json={tmp_path / 'w.json'}"])
@@ -113,7 +134,19 @@ def test_bad_input(
     assert message in capsys.readouterr().err
 
 
-def test_a_model_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--split=test"], "give one of --workdir and --pretrained"),
+        (["--pretrained=x"], "--pretrained=x has no data of its own; add --task"),
+        (["--pretrained=x", "--workdir=y", "--task=match"], "give one of"),
+        (["--pretrained=x", "--step=3", "--task=match"], "--step=3: published weights have no"),
+    ],
+)
+def test_a_model_is_needed(
+    flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = lines(tmp_path / "m.jsonl", {"context": "a", "target": "b"})
     with pytest.raises(SystemExit):
-        evaluate.main(["--split=test"])
-    assert "--workdir=DIR is needed" in capsys.readouterr().err
+        evaluate.main([*flags, *([f"--data={data}"] if "--task=match" in flags else [])])
+    assert message in capsys.readouterr().err
