@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import jax
 
-from launch.run import arguments, exporting, peer, pretrained, published
+from launch.bench import outputs
+from launch.run import arguments, exporting, pretrained, published
 from launch.run.errors import guard_input
 from launch.run.safetensors_files import parse_size
 
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             exact = ["optimizer.name=sgd", "precision.policy=float32"]
             run = pretrained.run_of(options.source, [*exact, *overrides], spec)
-            text, good = peer.report(run)
+            text, good = outputs.report(run)
     if jax.process_index() == 0:
         print(text)
     return 0 if good else DIFFERENT

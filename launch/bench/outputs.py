@@ -41,6 +41,10 @@ def theirs(directory: str, inputs: tuple[np.ndarray, ...]) -> np.ndarray:
       ValueError: config.json names no class of transformers.
     """
     import torch
+
+    from launch.bench.torch_job import repair_torchvision
+
+    repair_torchvision()
     import transformers
 
     model = published.read(directory)
