@@ -125,6 +125,10 @@ def model_type(variant: str) -> str:
 
 
 BATCH, LENGTH = 3, 9
+LENGTHS = (9, 5, 1)  # of rows that are padded on the left
+BEYOND = 100  # more positions than any of these models was made for
+# Their learned or precomputed tables end.
+NO_FURTHER = ("gpt2", "openai-gpt", "gpt_neo", "gptj", "opt")
 
 
 def model(variant: str, seed: int) -> transformers.PreTrainedModel:
@@ -145,15 +149,36 @@ def model(variant: str, seed: int) -> transformers.PreTrainedModel:
     return made.eval()
 
 
+def odd(
+    made: transformers.PreTrainedModel, ids: np.ndarray, further: bool
+) -> dict[str, np.ndarray]:
+    """Logits of "padded" rows, which have `LENGTHS` tokens at their ends and 0 elsewhere, of rows
+    of a "single" token and, with `further`, of rows that begin at position `BEYOND`."""
+    mask = (np.arange(LENGTH) >= LENGTH - np.asarray(LENGTHS)[:, None]).astype(np.int64)
+    places = np.maximum(mask.cumsum(axis=1) - 1, 0)
+    with torch.no_grad():
+        padded = made(
+            input_ids=tensor(ids), attention_mask=tensor(mask), position_ids=tensor(places)
+        )
+        single = made(input_ids=tensor(ids[:, :1]))
+        found = {"padded": array(padded.logits) * mask[..., None], "single": array(single.logits)}
+        if further:
+            later = np.broadcast_to(np.arange(LENGTH) + BEYOND, ids.shape)
+            beyond = made(input_ids=tensor(ids), position_ids=tensor(later.copy()))
+            found["beyond"] = array(beyond.logits)
+    return {f"odd/{name}": x.astype(np.float32) for name, x in found.items()}
+
+
 def record(variant: str, seed: int) -> Record:
     """Inputs: "ids" (B, T) and FILE/name, the tensors of the file; outputs: "logits" (B, T, V),
-    "loss" (the mean over all targets, nats, and what the config adds to it) and GRAD/name, its
-    gradient for each tensor."""
+    those of `odd`, "loss" (the mean over all targets, nats, and what the config adds to it) and
+    GRAD/name, its gradient for each tensor."""
     made = model(variant, seed)
     ids = np.random.default_rng(seed).integers(0, made.config.vocab_size, (BATCH, LENGTH))
     result = made(input_ids=tensor(ids), labels=tensor(ids))
     result.loss.backward()
     outputs = {"logits": array(result.logits), "loss": array(result.loss)}
+    outputs |= odd(made, ids, model_type(variant) not in NO_FURTHER)
     with tempfile.TemporaryDirectory() as folder:
         made.save_pretrained(folder)
         tensors = load_file(Path(folder) / "model.safetensors")
@@ -170,6 +195,8 @@ def record(variant: str, seed: int) -> Record:
         "versions": versions("torch", "transformers"),
         "seed": seed,
         "config": config,
+        "lengths": LENGTHS,
+        "beyond": BEYOND,
     }
     inputs = {f"file/{name}": x for name, x in tensors.items()}
     outputs |= {f"grad/{name}": x for name, x in gradients.items()}
