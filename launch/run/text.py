@@ -165,7 +165,8 @@ def special_tokens(folder: Path, id_of: Any) -> tuple[int | None, tuple[int, ...
                 found[kind] = value if isinstance(value, list) else [value]
                 break
         else:
-            value = _read(folder / "tokenizer_config.json").get(f"{kind}_token")
+            words = _read(folder / "tokenizer_config.json")
+            value = words.get(f"{kind}_token")
             name = value["content"] if isinstance(value, dict) else value
             number = id_of(name) if name else None
             found[kind] = [] if number is None else [number]
