@@ -93,6 +93,11 @@ def _resolve(
     source = published.read(chosen[PRETRAINED]) if opened and chosen[PRETRAINED] else None
     if source is not None:
         source.check_family(chosen["model.family"])
+        if chosen[PRESET] is not None:
+            raise ValueError(
+                f"{PRESET}={chosen[PRESET]!r} and {PRETRAINED}={chosen[PRETRAINED]} both give the "
+                f"model's fields; leave one out; nearest: {PRESET}=none"
+            )
         chosen[PRETRAINED] = str(source.directory)
     known = dict(base)
     for part_name, part in resolve.PARTS.items():

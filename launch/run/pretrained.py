@@ -9,6 +9,7 @@ than one piece of a leaf of `CHUNK` bytes, or one layer of it, on its way to a d
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import math
@@ -23,7 +24,7 @@ from launch.cluster import distributed
 from launch.run import config as configs
 from launch.run import published
 from launch.run.build import Run, build
-from launch.run.safetensors_files import CODES, Tensors
+from launch.run.safetensors_files import Tensors
 from launch.run.state import abstract_state, initial_state
 from nn import parallel
 from nn.learning.task import Task
@@ -96,31 +97,15 @@ def variables(directory: str, run: Run) -> dict[str, Any]:
     distributed.check_same(f"what lies in {model.directory}", json.dumps(layout))
     config = configs.section(run.config, "model")
     try:
-        leaves = model.format.table(config, tensors.keys()).leaves(tensors)
+        table = model.format.table(config, tensors.keys())
+        leaves = table.leaves(tensors)
     except ValueError as error:
         raise ValueError(f"{model.directory}: {error}") from error
-    leaves = {by_collection(path): leaf for path, leaf in leaves.items()}
     state = abstract_state(run.rule)
-    target = flatten({"params": state.params, **state.variables})
-    collections = {path.partition("/")[0] for path in leaves}
-    _check_model(leaves, {p: x for p, x in target.items() if p.partition("/")[0] in collections})
-    return nest({path: to_mesh(leaf, target[path]) for path, leaf in leaves.items()})
-
-
-def by_collection(path: str) -> str:
-    """A path of a table from the variables down; most tables start at the parameters."""
-    return path if path.startswith(COLLECTIONS) else f"params/{path}"
-
-
-COLLECTIONS = ("params/", "batch_stats/")
-
-
-def _check_model(leaves: Mapping[str, Leaf], target: Mapping[str, Any]) -> None:
-    """The table of a format must have the leaves of the model, and their shapes."""
-    wrong = sorted(leaves.keys() ^ target.keys())
-    wrong += [p for p in leaves.keys() & target.keys() if leaves[p].shape != target[p].shape]
-    if wrong:
-        raise TypeError(f"table and model differ in {wrong[0]} and {len(wrong) - 1} more")
+    wanted = published.leaves_of(table, flatten({"params": state.params, **state.variables}))
+    table.check(wanted)  # a format that does not fit its family
+    found = nest({path: to_mesh(leaf, wanted[path]) for path, leaf in leaves.items()})
+    return found if "params" in found else {"params": found}
 
 
 def to_mesh(leaf: Leaf, target: jax.ShapeDtypeStruct) -> jax.Array:
@@ -161,7 +146,13 @@ def _write(whole: jax.Array, chunk: jax.Array, start: Any) -> jax.Array:
     return jax.lax.dynamic_update_slice_in_dim(whole, chunk, start, 0)
 
 
-def dtypes(directory: str) -> dict[str, str]:
-    """The dtype of every tensor of a directory, such as "bfloat16", by name."""
-    places = Tensors(directory).places
-    return {name: str(place.dtype) for name, place in places.items() if place.dtype in CODES}
+def source_of(directory: str) -> dict[str, Any]:
+    """What a checkpoint remembers of where its model came from, so that it is written likewise:
+    model_type, the dtype of most tensors, and those of the others by name."""
+    kinds = {name: str(place.dtype) for name, place in Tensors(directory).places.items()}
+    common, _ = collections.Counter(kinds.values()).most_common(1)[0]
+    return {
+        "model_type": published.read(directory).format.MODEL_TYPES[0],
+        "dtype": common,
+        "other_dtypes": {name: kind for name, kind in kinds.items() if kind != common},
+    }

@@ -11,6 +11,7 @@ from typing import Any
 from launch.run.safetensors_files import read_json
 from nn import names, pretrained
 from nn.pretrained import Format
+from nn.pretrained.table import Table
 
 # What noise a model is trained with is the run's to say, though formats write some of it down.
 FREE = re.compile(r"(.*_)?(dropout|drop_path|jitter)(_.*)?")
@@ -88,13 +89,22 @@ def read(directory: str | Path) -> Published:
         raise ValueError(f"{file}: {error}") from error
 
 
+def leaves_of(table: Table, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the leaves of variables, by path, those that a table speaks of, by its own paths."""
+    held = {path.partition("/")[0] for path in table.shapes()}
+    if "params" in held:
+        return {path: x for path, x in variables.items() if path.partition("/")[0] in held}
+    start = "params/"
+    return {p.removeprefix(start): x for p, x in variables.items() if p.startswith(start)}
+
+
 def format_for(
-    family: str, config: Any, leaves: Mapping[str, Any], model_type: str = ""
+    family: str, config: Any, variables: Mapping[str, Any], model_type: str = ""
 ) -> tuple[Format, list[str]]:
     """The format that a model is written in, and the model types that could hold it.
 
     Args:
-      leaves: what has the shapes of the model's leaves, by the paths of tables.
+      variables: what has the shapes of the model's leaves, by path.
       model_type: the one to write; by default the first, in order, that can hold the model.
     Raises:
       ValueError: none can; says why, of each.
@@ -108,7 +118,8 @@ def format_for(
     reasons, able = [], []
     for name, format_ in sorted(known.items()):
         try:
-            format_.table(config).check(leaves)
+            table = format_.table(config)
+            table.check(leaves_of(table, variables))
             able.append(name)
         except ValueError as error:
             reasons.append(f"{name}: {error}")

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ml_collections import FrozenConfigDict
+
 from launch.run import config as configs
 from launch.run.build import Run, build
 from launch.run.checkpoint import Checkpoints
@@ -21,13 +23,7 @@ def run_of(workdir: str, overrides: Sequence[str] = ()) -> Run:
     Raises:
       FileNotFoundError: no run there.
     """
-    path = Path(workdir) / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"--workdir={workdir}: no run there (config.json is missing); "
-            f"train one with python -m launch.train --config=... --workdir={workdir}"
-        )
-    config = configs.override(configs.from_json(path.read_text("utf-8")), overrides)
+    config = config_of(workdir, overrides)
     try:
         return build(config)
     except ValueError:
@@ -36,6 +32,17 @@ def run_of(workdir: str, overrides: Sequence[str] = ()) -> Run:
         axes = ("pipe", "fsdp", "expert", "context", "tensor")
         single = [f"mesh.{axis}=1" for axis in axes]
         return build(configs.override(config, [*single, "mesh.data=-1", *overrides]))
+
+
+def config_of(workdir: str, overrides: Sequence[str] = ()) -> FrozenConfigDict:
+    """The config that lies in `workdir`, with `overrides`; raises FileNotFoundError for none."""
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"--workdir={workdir}: no run there (config.json is missing); "
+            f"train one with python -m launch.train --config=... --workdir={workdir}"
+        )
+    return configs.override(configs.from_json(path.read_text("utf-8")), overrides)
 
 
 def state_of(run: Run, workdir: str, step: int | None = None) -> tuple[Any, dict[str, Any]]:

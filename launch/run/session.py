@@ -18,7 +18,7 @@ from launch.run.faults import Faults
 from launch.run.loop import Loop
 from launch.run.meter import Meter
 from launch.run.metrics import Progress, Writer
-from launch.run.pretrained import first_state
+from launch.run.pretrained import first_state, source_of
 from launch.run.profile import Profiler
 from launch.run.signals import Signals, Watchdog
 from launch.run.state import abstract_state
@@ -90,10 +90,14 @@ def restore(loop: Loop) -> Any:
     rule = loop.run.rule
     if loop.checkpoints.latest_step() is None:
         loop.writer.truncate(0)
+        if directory := loop.run.config.model.pretrained:
+            loop.metadata["pretrained"] = source_of(directory)
         return first_state(loop.run)
     state, metadata = loop.checkpoints.restore(abstract_state(rule))
     if metadata["data"] is not None:  # an imported model has seen none yet
         check_fingerprint(metadata["data"], loop.metadata["data"])
+    if "pretrained" in metadata:
+        loop.metadata["pretrained"] = metadata["pretrained"]
     loop.writer.truncate(int(state.step))
     loop.progress.say(f"going on from step {int(state.step)}")
     return state

@@ -58,6 +58,7 @@ EDGES = {
 FREE = {"data.dir", "metrics.tensorboard", "metrics.wandb", "metrics.wandb_project"}
 FREE |= {"mesh.sequence_parallel", "sample.prompt", "train.early_stop_metric", "model.preset"}
 FREE |= {"model.family", "objective.name", "rule.name", "data.name"}  # files: test_config.py
+FREE |= {"model.pretrained"}  # test_published.py
 
 
 def test_every_key_is_checked_or_free() -> None:
