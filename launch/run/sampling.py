@@ -116,13 +116,16 @@ def of_run(run: Run, params: Any, tokenizer: text.Tokenizer) -> Trained:
 
 
 def tokenizer_of(run: Run, directory: str | None = None) -> text.Tokenizer:
-    """The tokeniser in a directory, bytes by default.
+    """The tokeniser in a directory; by default that beside the weights from which the run started,
+    or bytes.
 
-    Raises ValueError where the run's model has no tokens.
+    Raises ValueError where the run's model has no tokens, FileNotFoundError where there is none.
     """
     model = run.config.model
     if "vocab_size" not in model:
         raise ValueError(f"model.family={model.family!r} generates no text; nearest: 'transformer'")
+    if directory is None and model.pretrained and text.is_there(model.pretrained):
+        directory = model.pretrained
     return text.Bytes(model.vocab_size) if directory is None else text.load(directory)
 
 

@@ -203,7 +203,10 @@ def test_generate_from_published_weights(
             tokens = expected[expected >= 0].tolist()
             assert row["tokens"] == tokens
             assert row["text"].split() == [f"w{token}" for token in tokens]
-    capsys.readouterr()
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(SystemExit):
+        generate.main([*common, *given])
+    assert "model.vocab_size=41: text needs the 256 bytes" in capsys.readouterr().err
 
 
 GENERATE_BAD = {
