@@ -53,7 +53,9 @@ def _parser() -> arguments.Parser:
     )
     parser.add_argument("--step", type=int, help="checkpoint to read; the newest by default")
     parser.add_argument(
-        "--tokenizer", metavar="DIR", help="with tokenizer.json or a sentencepiece model, for a run"
+        "--tokenizer",
+        metavar="DIR",
+        help="with tokenizer.json or a sentencepiece model; by default that beside the weights",
     )
     parser.add_argument("--prompt", action="append", help="text to continue; may be repeated")
     parser.add_argument("--prompts", metavar="FILE", help="a file with one prompt per line")
@@ -136,7 +138,7 @@ def _generation(
         run = restore.run_of(options.workdir, overrides)
     else:
         run = pretrained.run_of(options.pretrained, ["optimizer.name=sgd", *overrides])
-    tokenizer = sampling.tokenizer_of(run, options.tokenizer or options.pretrained)
+    tokenizer = sampling.tokenizer_of(run, options.tokenizer)
     rows = text.encode(tokenizer, prompts, run.config.model.vocab_size)
     sampling.check_length(run.config.model, rows, options.length)
     ends = options.stop.encode().decode("unicode_escape").encode("latin-1")

@@ -22,7 +22,7 @@ from launch.run.speculative import Speculative
 from nn import parallel
 from nn.parallel.mesh import BATCH_AXES, fold_pipe
 
-CHUNK = 8  # steps between looks at the tokens: some updates a second, at little cost
+CHUNK = 8  # tokens of a row between looks at them: some updates a second, at little cost
 LOOKED_UP = {"embed", "positions"}  # tables of which a step reads some rows
 
 # Shown after each chunk: the new tokens of each row so far, and whether the row is done.
@@ -116,13 +116,16 @@ def of_run(run: Run, params: Any, tokenizer: text.Tokenizer) -> Trained:
 
 
 def tokenizer_of(run: Run, directory: str | None = None) -> text.Tokenizer:
-    """The tokeniser in a directory, bytes by default.
+    """The tokeniser in a directory; by default that beside the weights from which the run started,
+    or bytes.
 
-    Raises ValueError where the run's model has no tokens.
+    Raises ValueError where the run's model has no tokens, FileNotFoundError where there is none.
     """
     model = run.config.model
     if "vocab_size" not in model:
         raise ValueError(f"model.family={model.family!r} generates no text; nearest: 'transformer'")
+    if directory is None and model.pretrained and text.is_there(model.pretrained):
+        directory = model.pretrained
     return text.Bytes(model.vocab_size) if directory is None else text.load(directory)
 
 
@@ -172,11 +175,12 @@ class Generation:
         start = start.lower(params, inputs).compile()
         reading, (state, view) = _timed(start, params, inputs)
         advance = advance.lower(params, inputs, state, jnp.int32(0)).compile()
+        chunk = max(1, CHUNK // (self.draft_length + 1)) if self.draft else CHUNK
         seconds, until = 0.0, 1
         while until < self.new_tokens and not view["done"].all():
             if show:
                 show(self._rows(view), view["done"][:count].tolist())
-            until = min(until + CHUNK, self.new_tokens) if show else self.new_tokens
+            until = min(until + chunk, self.new_tokens) if show else self.new_tokens
             taken, (state, view) = _timed(advance, params, inputs, state, jnp.int32(until))
             seconds += taken
         made = self._rows(view)

@@ -14,7 +14,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")  # sentencepiece's files
+JSON = "tokenizer.json"
+# In the order in which they are looked for; all but the first are sentencepiece's.
+FILES = (JSON, "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what the bytes of half a character decode to
 
 
@@ -136,15 +138,16 @@ def load(directory: str | Path) -> Tokenizer:
       FileNotFoundError: there is none.
       ValueError: its package is not installed, or it is damaged.
     """
-    folder = Path(directory)
-    if (folder / "tokenizer.json").is_file():
-        return Json(folder / "tokenizer.json")
-    for name in PIECES:
-        if (folder / name).is_file():
-            return Pieces(folder / name)
-    raise FileNotFoundError(
-        f"{folder}: no tokeniser there; looked for tokenizer.json, {', '.join(PIECES)}"
-    )
+    for name in FILES:
+        path = Path(directory) / name
+        if path.is_file():
+            return Json(path) if name == JSON else Pieces(path)
+    raise FileNotFoundError(f"{directory}: no tokeniser there; looked for {', '.join(FILES)}")
+
+
+def is_there(directory: str | Path) -> bool:
+    """Whether a directory has a file that `load` would read."""
+    return any((Path(directory) / name).is_file() for name in FILES)
 
 
 def special_tokens(folder: Path, id_of: Any) -> tuple[int | None, tuple[int, ...]]:
@@ -165,7 +168,8 @@ def special_tokens(folder: Path, id_of: Any) -> tuple[int | None, tuple[int, ...
                 found[kind] = value if isinstance(value, list) else [value]
                 break
         else:
-            value = _read(folder / "tokenizer_config.json").get(f"{kind}_token")
+            words = _read(folder / "tokenizer_config.json")
+            value = words.get(f"{kind}_token")
             name = value["content"] if isinstance(value, dict) else value
             number = id_of(name) if name else None
             found[kind] = [] if number is None else [number]
