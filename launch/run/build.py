@@ -15,6 +15,7 @@ from launch.data.source import Source, Spec, data_directory
 from launch.run import config as configs
 from launch.run import optimizer, precision, resolve
 from nn import parallel
+from nn.learning import tune
 from nn.learning.task import Task
 from nn.parallel import schedule, sequence
 from nn.parallel.ulysses import choose
@@ -70,11 +71,12 @@ def build(
         param_dtype=policy.param_dtype,
         loss_scale=policy.loss_scale,
         stochastic_rounding=policy.stochastic_rounding,
+        tune=tune.Config(**config.tune),
     )
     _check_pipeline(config, task)
-    params = jax.eval_shape(lambda: task.variables(0))["params"]
+    params, _ = task.tune.split(jax.eval_shape(lambda: task.variables(0))["params"])
     # Refuses sizes that the mesh does not divide.
-    places = parallel.shardings(mesh, task.variable_specs()["params"])
+    places, _ = task.tune.split(parallel.shardings(mesh, task.variable_specs()["params"]))
     transform, rate = optimizer.make(config.optimizer, config.train.steps, params, places)
     task = dataclasses.replace(task, optimizer=transform)
     rule = resolve.module("rule", config.rule.name).Rule(configs.section(config, "rule"), task)
