@@ -67,6 +67,7 @@ def _tune(config: ConfigDict) -> None:
     # Patterns are regular expressions for whole paths of parameters, separated by commas, such as
     # "blocks/attention/.*,final_norm/.*"
     config.tune = ConfigDict()
+    config.tune.base = ""  # work directory of the run whose last parameters this one starts from
     config.tune.train = ""  # patterns of what is trained; "": all, or LoRA's factors alone
     config.tune.freeze = ""  # patterns of what is not, whatever tune.train says
     config.tune.lora_rank = 0  # of the factors trained beside frozen weights; 0: no LoRA

@@ -71,7 +71,7 @@ def build(
         param_dtype=policy.param_dtype,
         loss_scale=policy.loss_scale,
         stochastic_rounding=policy.stochastic_rounding,
-        tune=tune.Config(**config.tune),
+        tune=tune_config(config),
     )
     _check_pipeline(config, task)
     params, _ = task.tune.split(jax.eval_shape(lambda: task.variables(0))["params"])
@@ -84,6 +84,11 @@ def build(
     _check_context(config, task)
     notes = (f"attention over mesh.context={mesh.shape['context']}: {attention} ({why})",)
     return Run(config, rule, rate, notes if why else ())
+
+
+def tune_config(config: FrozenConfigDict) -> tune.Config:
+    """What section `tune` says of the parameters; where they start is for `restore`."""
+    return tune.Config(**{name: value for name, value in config.tune.items() if name != "base"})
 
 
 def _attention(config: FrozenConfigDict, mesh: jax.sharding.Mesh, model: Any) -> tuple[str, str]:

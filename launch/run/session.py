@@ -19,8 +19,9 @@ from launch.run.loop import Loop
 from launch.run.meter import Meter
 from launch.run.metrics import Progress, Writer
 from launch.run.profile import Profiler
+from launch.run.restore import check_base, start_of
 from launch.run.signals import Signals, Watchdog
-from launch.run.state import abstract_state, initial_state
+from launch.run.state import abstract_state
 from launch.run.workdir import WorkDir
 
 SPLITS = ("train", "validation", "test")
@@ -38,6 +39,7 @@ def open_run(run: Run, workdir: str, profile: str | None) -> Loop:
     if config.metrics.wandb and importlib.util.find_spec("wandb") is None:
         raise ValueError("metrics.wandb=true needs the extra: pip install 'tessera[wandb]'")
     work.check(text)
+    check_base(config)
     loaders = {
         split: loader(config, open_data(config, split), split == "train") for split in SPLITS
     }
@@ -89,7 +91,7 @@ def restore(loop: Loop) -> Any:
     rule = loop.run.rule
     if loop.checkpoints.latest_step() is None:
         loop.writer.truncate(0)
-        return initial_state(rule, loop.run.config.seed)
+        return start_of(loop.run)
     state, metadata = loop.checkpoints.restore(abstract_state(rule))
     check_fingerprint(metadata["data"], loop.metadata["data"])
     loop.writer.truncate(int(state.step))

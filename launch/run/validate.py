@@ -134,7 +134,8 @@ def _schedule(config: ConfigDict) -> None:
 
 
 def _tune(config: ConfigDict) -> None:
-    tune.Config(**config.tune)  # its own checks
+    options = {name: value for name, value in config.tune.items() if name != "base"}
+    tune.Config(**options)  # its own checks
 
 
 def _mesh(config: ConfigDict) -> None:

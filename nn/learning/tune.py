@@ -33,7 +33,7 @@ Tree = Any  # nested dicts
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Section `tune` of a config: see experiments/base.py."""
+    """Part of section `tune` of a config: see experiments/base.py."""
 
     train: str = ""  # patterns of what is trained; "": everything, or with LoRA its factors only
     freeze: str = ""  # patterns of what is not, whatever `train` says
@@ -66,11 +66,7 @@ class Config:
             return params, {}
         flat = flatten_dict(params, sep="/")
         chosen = self._trained(flat)
-        parts = ({}, {})  # type: tuple[dict[str, Any], dict[str, Any]]
-        for path, leaf in flat.items():
-            parts[path not in chosen][path] = leaf
-        trained, frozen = (unflatten_dict(part, sep="/") for part in parts)
-        return trained, frozen
+        return _parted(flat, chosen)
 
     def _trained(self, paths: Iterable[str]) -> set[str]:
         """Those of the paths that are trained."""
@@ -138,6 +134,19 @@ class Config:
         )
 
 
+def without_factors(params: Tree) -> tuple[Tree, Tree]:
+    """A tree like the parameters as two: the model's own, and the factors beside them."""
+    flat, endings = flatten_dict(params, sep="/"), tuple(f"_{factor}" for factor in LORA)
+    return _parted(flat, {path for path in flat if not path.endswith(endings)})
+
+
+def _parted(flat: Mapping[str, Any], chosen: set[str]) -> tuple[Tree, Tree]:
+    """The chosen leaves and the others, as nested trees."""
+    first = {path: leaf for path, leaf in flat.items() if path in chosen}
+    second = {path: leaf for path, leaf in flat.items() if path not in chosen}
+    return unflatten_dict(first, sep="/"), unflatten_dict(second, sep="/")
+
+
 def join(a: Tree, b: Tree) -> Tree:
     """The inverse of `Config.split`."""
     if not b:
@@ -192,10 +201,13 @@ def _patterns(field: str, text: str) -> list[re.Pattern[str]]:
 
 
 def _nearest(pattern: str, paths: list[str]) -> str:
-    """The path most like a pattern; of paths as long as it says, where it ends openly."""
-    return names.nearest(pattern.removesuffix("/.*"), paths) or max(
-        paths, key=lambda path: len(set(path.split("/")) & set(pattern.split("/")))
-    )
+    """The path most like a pattern, or the beginning of paths that is."""
+    wanted = pattern.removesuffix("/.*").split("/")
+    starts = {"/".join(path.split("/")[: len(wanted)]): path for path in paths}
+    near = names.nearest("/".join(wanted), starts)
+    if near is None:
+        return max(paths, key=lambda path: len(set(path.split("/")) & set(wanted)))
+    return near if near == starts[near] else f"{near}/.*"
 
 
 def _number(path: str) -> int:
