@@ -14,8 +14,8 @@ from launch.data.loader import Loader
 from launch.data.source import Source, Spec, data_directory
 from launch.run import config as configs
 from launch.run import optimizer, precision, resolve
+from launch.run.validate import tune_of
 from nn import parallel
-from nn.learning import tune
 from nn.learning.task import Task
 from nn.parallel import schedule, sequence
 from nn.parallel.ulysses import choose
@@ -71,7 +71,7 @@ def build(
         param_dtype=policy.param_dtype,
         loss_scale=policy.loss_scale,
         stochastic_rounding=policy.stochastic_rounding,
-        tune=tune_config(config),
+        tune=tune_of(config),
     )
     _check_pipeline(config, task)
     params, _ = task.tune.split(jax.eval_shape(lambda: task.variables(0))["params"])
@@ -84,11 +84,6 @@ def build(
     _check_context(config, task)
     notes = (f"attention over mesh.context={mesh.shape['context']}: {attention} ({why})",)
     return Run(config, rule, rate, notes if why else ())
-
-
-def tune_config(config: FrozenConfigDict) -> tune.Config:
-    """What section `tune` says of the parameters; where they start is for `restore`."""
-    return tune.Config(**{name: value for name, value in config.tune.items() if name != "base"})
 
 
 def _attention(config: FrozenConfigDict, mesh: jax.sharding.Mesh, model: Any) -> tuple[str, str]:

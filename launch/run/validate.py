@@ -115,7 +115,7 @@ def validate(config: ConfigDict) -> None:
             CHOICES[key](key, value)
         elif isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{key}={value}: must be finite")
-    for check in (_schedule, _tune, _mesh, _batch, _context, _early_stop):
+    for check in (_schedule, tune_of, _mesh, _batch, _context, _early_stop):
         check(config)
 
 
@@ -133,9 +133,9 @@ def _schedule(config: ConfigDict) -> None:
         )
 
 
-def _tune(config: ConfigDict) -> None:
-    options = {name: value for name, value in config.tune.items() if name != "base"}
-    tune.Config(**options)  # its own checks
+def tune_of(config: ConfigDict) -> tune.Tune:
+    """What section `tune` says of the parameters; where they start is for `restore`."""
+    return tune.Tune(**{name: value for name, value in config.tune.items() if name != "base"})
 
 
 def _mesh(config: ConfigDict) -> None:

@@ -39,7 +39,7 @@ class Task:
     param_dtype: Any = jnp.float32
     loss_scale: float = 1.0
     stochastic_rounding: bool = False
-    tune: tune.Config = dataclasses.field(default_factory=tune.Config)
+    tune: tune.Tune = dataclasses.field(default_factory=tune.Tune)
 
     def variables(self, seed: int) -> dict[str, Any]:
         """Initial parameters and statistics, each `Named`; the same numbers on every mesh."""

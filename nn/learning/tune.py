@@ -32,7 +32,7 @@ Tree = Any  # nested dicts
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Tune:
     """Part of section `tune` of a config: see experiments/base.py."""
 
     train: str = ""  # patterns of what is trained; "": everything, or with LoRA its factors only
@@ -148,7 +148,7 @@ def _parted(flat: Mapping[str, Any], chosen: set[str]) -> tuple[Tree, Tree]:
 
 
 def join(a: Tree, b: Tree) -> Tree:
-    """The inverse of `Config.split`."""
+    """The inverse of `Tune.split`."""
     if not b:
         return a
     return unflatten_dict({**flatten_dict(a, sep="/"), **flatten_dict(b, sep="/")}, sep="/")
