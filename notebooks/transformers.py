@@ -94,7 +94,7 @@ def learn_to_copy():
         "data.batch_size=32",
         "precision.policy=float32",
     ]
-    overrides += [f"train.steps={4 if SMOKE else 400}", "optimizer.learning_rate=0.004"]
+    overrides += [f"train.steps={4 if SMOKE else 200}", "optimizer.learning_rate=0.004"]
     overrides += ["optimizer.warmup_steps=2", "optimizer.weight_decay=0.0"]
     config = configs.load("experiments/bytes_gpt.py", overrides)
     run = build(config, devices=jax.devices()[:1])
