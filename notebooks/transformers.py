@@ -222,11 +222,13 @@ plt.show()
 # writes shows who carries it on.
 
 # %%
+chosen_tokens = jnp.asarray([next_token, other_token])
 
 
 def preference(logits):
     """How much the last position prefers the first text's next token to the second's."""
-    return logits[0, -1, next_token] - logits[0, -1, other_token]
+    first, second = logits[0, -1, chosen_tokens]
+    return first - second
 
 
 low, high = float(preference(other_logits)), float(preference(logits))
