@@ -14,6 +14,7 @@ from launch.data.loader import Loader
 from launch.data.source import Source, Spec, data_directory
 from launch.run import config as configs
 from launch.run import optimizer, precision, resolve
+from launch.run.validate import tune_of
 from nn import names, parallel
 from nn.learning.task import Task
 from nn.parallel import schedule, sequence
@@ -76,10 +77,12 @@ def build(
         param_dtype=policy.param_dtype,
         loss_scale=policy.loss_scale,
         stochastic_rounding=policy.stochastic_rounding,
+        tune=tune_of(config),
     )
     named = jax.eval_shape(lambda: task.variables(0))
-    places = parallel.shardings(mesh, check_task(config, task, named)["params"])
-    transform, rate = optimizer.make(config.optimizer, config.train.steps, named["params"], places)
+    shardings = parallel.shardings(mesh, check_task(config, task, named)["params"])
+    (params, _), (places, _) = (task.tune.split(x) for x in (named["params"], shardings))
+    transform, rate = optimizer.make(config.optimizer, config.train.steps, params, places)
     task = dataclasses.replace(task, optimizer=transform)
     rule = resolve.module("rule", config.rule.name).Rule(configs.section(config, "rule"), task)
     notes = (f"attention over mesh.context={mesh.shape['context']}: {attention} ({why})",)

@@ -27,6 +27,7 @@ from launch.run.build import Run, build
 from launch.run.safetensors_files import Tensors
 from launch.run.state import abstract_state, initial_state
 from nn import parallel
+from nn.learning import tune
 from nn.learning.task import Task
 from nn.pretrained.table import Leaf, flatten, nest
 
@@ -88,7 +89,9 @@ class _Given(Task):
     values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def variables(self, seed: int) -> dict[str, Any]:
-        return {**super().variables(seed), **self.values}
+        own = super().variables(seed)
+        _, factors = tune.without_factors(own["params"])  # of LoRA, which no file has
+        return {**own, **self.values, "params": tune.join(self.values["params"], factors)}
 
 
 def variables(directory: str, run: Run) -> dict[str, Any]:
@@ -105,7 +108,8 @@ def variables(directory: str, run: Run) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{model.directory}: {error}") from error
     state = abstract_state(run.rule)
-    wanted = published.leaves_of(table, flatten({"params": state.params, **state.variables}))
+    params, _ = tune.without_factors(state.params)
+    wanted = published.leaves_of(table, flatten({"params": params, **state.variables}))
     table.check(wanted)  # a format that does not fit its family
     found = nest({path: to_mesh(leaf, wanted[path]) for path, leaf in leaves.items()})
     return found if "params" in found else {"params": found}
