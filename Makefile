@@ -34,7 +34,7 @@ test-peers: .venv/peers.stamp ## compare with PyTorch and others live; TORCH_ARG
 	$(PYTEST) tests/peers $(ARGS)
 
 test-compilers: .venv/compilers.stamp ## compile for TPUs and GPUs that are not there
-	PYTHONPATH=.venv/compilers $(PYTEST) -m compilers tests $(ARGS)
+	PYTHONPATH=.venv/compilers $(PYTEST) -m compilers tests --ignore=tests/peers $(ARGS)
 
 test-all: .venv/peers.stamp ## every test, and the notebooks
 	$(PYTEST) -m "not compilers" tests $(ARGS)

@@ -7,34 +7,21 @@ the ratio is the median of the rounds' ratios.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from launch.bench import report, rounds
 from launch.bench.workloads import PEERS, SIZES, WORKLOADS
-from launch.run.errors import BAD_INPUT, DONE, guard_input
+from launch.run import arguments
+from launch.run.errors import DONE, guard_input
 from nn import names
 
 EXAMPLE = "python -m launch.benchmark --workload=decoder --peer=flax --rounds=3 --json=bench.json"
 FAILED = 1  # a worker failed, or two sides did different work
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        print(f"error: {self.prog}: {message}", file=sys.stderr)
-        raise SystemExit(BAD_INPUT)
-
-
-def parser() -> Parser:
-    made = Parser(
-        prog="python -m launch.benchmark",
-        description=__doc__,
-        epilog=f"example:\n  {EXAMPLE}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def parser() -> arguments.Parser:
+    made = arguments.plain_parser("benchmark", __doc__, EXAMPLE)
     made.add_argument("--workload", default="all", metavar="NAME", help="or all, the default")
     made.add_argument("--peer", default="all", metavar="NAME", help="or all, the default")
     made.add_argument("--rounds", type=int, default=5, help="default 5")
@@ -51,9 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with guard_input():
         workloads, peers = chosen(options)
         plan = rounds.Plan(options.rounds, options.steps, options.threads, options.size)
-        file = Path(options.json) if options.json else None
-        if file is not None and not file.absolute().parent.is_dir():
-            raise FileNotFoundError(f"--json={file}: no directory {file.absolute().parent}")
+        file = arguments.json_file(options)
     if options.list:
         print("\n".join(listing()))
         return DONE
@@ -66,8 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows.append(row)
             notes = [report.line(row), report.equal_work(row), report.utilisation(row)]
             print("\n".join(filter(None, notes)), flush=True)
-    if file is not None:
-        file.write_text(json.dumps(report.as_json(rows, plan), indent=1) + "\n", encoding="utf-8")
+    arguments.write_json(file, report.as_json(rows, plan))
     return FAILED if any(row.error and not row.missing for row in rows) else DONE
 
 

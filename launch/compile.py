@@ -6,10 +6,8 @@ Memory by kind, FLOPs, collectives by mesh axis, what overlaps, a roofline.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from launch.cluster import hardware, topology
 from launch.cluster.hardware import Chip
@@ -26,7 +24,7 @@ EXAMPLE = (
 
 
 def parser() -> arguments.Parser:
-    made = arguments.parser("compile", __doc__, EXAMPLE)
+    made = arguments.plain_parser("compile", __doc__, EXAMPLE)
     made.add_argument("--topology", metavar="NAME", help=f"such as {', '.join(topology.EXAMPLES)}")
     made.add_argument(
         "--hardware", metavar="NAME", help="tpu, gpu or cpu: what --topology must be; or the chip "
@@ -47,8 +45,6 @@ def parser() -> arguments.Parser:
 
 def machine(options: argparse.Namespace) -> tuple[Topology, Chip | None]:
     """The machine, and the chip whose limits count. Raises ValueError where flags do not fit."""
-    if options.topology is None and options.simulate:
-        options.topology = f"cpu:{options.simulate}"
     if options.topology is None:
         raise ValueError(f"--topology is needed, as in: {EXAMPLE}")
     found = topology.parse(options.topology)
@@ -64,7 +60,7 @@ def machine(options: argparse.Namespace) -> tuple[Topology, Chip | None]:
     if found.chip not in (None, chip):
         raise ValueError(
             f"--hardware={named} with --topology={found.name}: only a cpu:N topology can be "
-            f"compared with another chip; nearest: --hardware={found.kind}"
+            f"compared with another chip; nearest: --hardware={found.row}"
         )
     return found, chip
 
@@ -78,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if spec is None:
             raise ValueError(f"--config and --topology are needed, as in: {EXAMPLE}")
+        file = arguments.json_file(options)
         where, chip = machine(options)
         config = configs.load(spec, overrides)
         flags = aot.compiler_options(where.platform, not options.no_async, options.xla)
@@ -85,14 +82,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = ["python", "-m", "launch.compile", *_kept(words)]
         found = compile_report.report(command, run, where, chip, flags)
     print(compile_report.text(found))
-    if options.json:
-        Path(options.json).write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    arguments.write_json(file, found)
     return 0
 
 
 def _kept(words: Sequence[str]) -> list[str]:
     """The command line without the place of its report, which differs from machine to machine."""
-    return [word for word in words if not word.startswith("--json")]
+    before = ("", *words)
+    return [
+        word
+        for last, word in zip(before, words, strict=False)
+        if last != "--json" and word != "--json" and not word.startswith("--json=")
+    ]
 
 
 if __name__ == "__main__":

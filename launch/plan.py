@@ -6,10 +6,8 @@ The step is traced for one device of each kind of mesh; nothing is compiled and 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 from ml_collections import FrozenConfigDict
@@ -25,7 +23,7 @@ EXAMPLE = "python -m launch.plan --config=experiments/llama3.py:8b --hardware=v5
 
 
 def parser() -> arguments.Parser:
-    made = arguments.parser("plan", __doc__, EXAMPLE)
+    made = arguments.plain_parser("plan", __doc__, EXAMPLE)
     made.add_argument("--hardware", metavar="CHIP", help=f"one of {', '.join(hardware.CHIPS)}")
     made.add_argument("--devices", type=int, metavar="N", help="JAX devices of that chip")
     made.add_argument("--mesh", default="search", help="search | as-config: only the config's own")
@@ -42,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options, spec, overrides = arguments.parse(parser(), argv)
         if spec is None or options.hardware is None or options.devices is None:
             raise ValueError(f"--config, --hardware and --devices are needed, as in: {EXAMPLE}")
+        file = arguments.json_file(options)
         chip = hardware.chip(options.hardware)
         for flag in ("devices", "top", "programs"):
             if getattr(options, flag) < 1:
@@ -56,13 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines: list[str] = []
     if found.fitting:
         best = found.fitting[0]
-        lines = plan_report.commands(options.hardware, chip, planner, best, spec, overrides)
+        lines = plan_report.commands(options.hardware, planner, best, spec, overrides)
     print(plan_report.text(planner, found, options.top, lines))
     print(f"\nplanned in {taken:.1f} s from {found.traces} traced steps")
-    if options.json:
-        result = plan_report.as_json(planner, found, options.top)
-        result |= {"hardware": options.hardware, "seconds": taken, "commands": lines}
-        Path(options.json).write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    result = plan_report.as_json(planner, found, options.top)
+    result |= {"hardware": options.hardware, "seconds": taken, "commands": lines}
+    arguments.write_json(file, result)
     return 0
 
 

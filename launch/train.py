@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from launch.run import arguments, session
+from launch.run import arguments, restore, session
 from launch.run import config as configs
 from launch.run.build import build
 from launch.run.errors import guard_input
@@ -22,9 +22,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--profile", help="trace some steps, such as 'steps 10-15'")
     with guard_input():
         options, spec, overrides = arguments.parse(parser, argv)
-        if spec is None or options.workdir is None:
-            raise ValueError(f"--config and --workdir are needed, as in: {EXAMPLE}")
-        config = configs.load(spec, overrides)
+        if options.workdir is None:
+            raise ValueError(f"--workdir is needed, as in: {EXAMPLE}")
+        if spec is None:  # that of a run which is there already, or was imported
+            config = restore.config_of(options.workdir, overrides)
+        else:
+            config = configs.load(spec, overrides)
         arguments.start(options)
         run = build(config)
         loop = session.open_run(run, options.workdir, options.profile)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from launch.run import hlo
-from launch.run.collectives import kind_of
+from launch.run.hlo_collectives import kind_of
 from nn.analysis import collectives
 
 

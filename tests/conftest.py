@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 
 # What a user's shell has. The workers of pytest-xdist inherit what is set below, hence the copy.
 _BEFORE: dict[str, str] = json.loads(
@@ -37,6 +38,18 @@ os.environ["GRPC_VERBOSITY"] = "ERROR"
 os.environ["MPLBACKEND"] = "Agg"
 
 import pytest  # noqa: E402
+
+
+@pytest.fixture
+def optimised() -> Iterator[None]:
+    """Programs are compiled as a user's are: for what a test says of memory or of compiled text."""
+    import jax
+
+    setting = "jax_disable_most_optimizations"
+    before = jax.config.read(setting)
+    jax.config.update(setting, False)
+    yield
+    jax.config.update(setting, before)
 
 
 @pytest.fixture

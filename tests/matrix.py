@@ -94,27 +94,23 @@ def config_of(name: str) -> Any:
     return VARIANTS[name] if name in VARIANTS else cases.family(name).tiny()
 
 
-def label(sizes: dict[str, int]) -> str:
-    return " x ".join(f"{axis}{size}" for axis, size in sizes.items())
-
-
-def meshes() -> list[dict[str, int]]:
+def meshes() -> list[str]:
     """On eight devices: 6 single axes, 15 pairs, 12 triples."""
     single: list[dict[str, int]] = [{axis: 8} for axis in AXES]
     pairs = [{a: 2, b: 4} for a, b in itertools.combinations(AXES, 2)]
     triples = [set(t) for t in itertools.combinations(AXES, 3) if "tensor" in t]
     triples += [{"pipe", "fsdp", "context"}, {"pipe", "data", "expert"}]
-    return single + pairs + [{axis: 2 for axis in AXES if axis in t} for t in triples]
+    return [cases.label(sizes) for sizes in single + pairs + [dict.fromkeys(t, 2) for t in triples]]
 
 
-def quadruples() -> list[dict[str, int]]:
+def quadruples() -> list[str]:
     """On sixteen devices."""
     chosen = (
         ("pipe", "fsdp", "context", "tensor"),
         ("pipe", "data", "expert", "tensor"),
         ("data", "fsdp", "expert", "context"),
     )
-    return [dict.fromkeys(axes, 2) for axes in chosen]
+    return [cases.label(dict.fromkeys(axes, 2)) for axes in chosen]
 
 
 def family_of(name: str) -> str:
@@ -134,24 +130,15 @@ def allowed_axes(name: str) -> frozenset[str]:
     return frozenset(AXES) - frozenset(without)
 
 
-# Smaller than the shards: images of 8 rows, halved once.
-TOO_SMALL = {("resnet", "context8")}
-
-
-def runs(sizes: Iterable[dict[str, int]] | None = None) -> list[tuple[str, str]]:
+def runs(wanted: Iterable[str] | None = None) -> list[tuple[str, str]]:
     """(family, mesh) for every mesh that the family allows."""
-    wanted = list(meshes() if sizes is None else sizes)
-    found = [(n, label(s)) for n in names() for s in wanted if set(s) <= allowed_axes(n)]
-    return [run for run in found if run not in TOO_SMALL]
+    wanted = list(meshes() if wanted is None else wanted)
+    return [(n, m) for n in names() for m in wanted if cases.sizes_of(m).keys() <= allowed_axes(n)]
 
 
-def sizes_of(mesh: str) -> dict[str, int]:
-    return {part.rstrip("0123456789"): int(part[-1]) for part in filter(None, mesh.split(" x "))}
-
-
-def rules_of(name: str, sizes: dict[str, int], **use: Any) -> parallel.Rules:
+def rules_of(name: str, mesh: str, **use: Any) -> parallel.Rules:
     """Two microbatches; gpipe for one decoder, 1f1b for the other; use: fields to replace."""
-    piped = "pipe" in sizes
+    piped = "pipe" in cases.sizes_of(mesh)
     rules = parallel.Rules(
         sequence_parallel=True,
         microbatches=2,
@@ -175,11 +162,20 @@ class Outcome:
 
 
 def rule_of(name: str, mesh: str, **use: Any) -> Any:
-    sizes = sizes_of(mesh)
     # Not Adam: its first step is of the same size for every gradient, be it rounding alone.
     optimizer = optax.sgd(0.1, momentum=0.9)
-    family = family_of(name)
-    return cases.make_rule(family, config_of(name), sizes, rules_of(name, sizes, **use), optimizer)
+    family, sizes = family_of(name), cases.sizes_of(mesh)
+    return cases.make_rule(family, config_of(name), sizes, rules_of(name, mesh, **use), optimizer)
+
+
+def batch_of(name: str) -> dict[str, np.ndarray]:
+    """Images twice as high as the family's example: halved once, each of eight shards has a row."""
+    batch = cases.batch_of(family_of(name), config_of(name))
+    if name == "resnet":
+        upper = batch["inputs"]
+        lower = np.random.default_rng(1).normal(size=upper.shape).astype(np.float32)
+        batch["inputs"] = np.concatenate([upper, lower], axis=1)
+    return batch
 
 
 def trace(name: str, mesh: str, **use: Any) -> tuple[Any, Any, Any]:
@@ -191,7 +187,7 @@ def trace(name: str, mesh: str, **use: Any) -> tuple[Any, Any, Any]:
         return *rule.apply(state, gradients, sums, variables), gradients
 
     state = initial_state(rule, 0)
-    batch = to_mesh(rule, cases.batch_of(family_of(name), config_of(name)))
+    batch = to_mesh(rule, batch_of(name))
     return jax.jit(step).trace(state, batch), state, batch
 
 
@@ -223,7 +219,7 @@ def errors(name: str, got: Outcome) -> dict[str, tuple[float, str]]:
     want = one_device(name)
     same = jax.tree.map(lambda a, b: bool(np.array_equal(a, b)), got.initial, want.initial)
     mean = max(
-        (abs(a[key] - b[key]) / max(abs(b[key]), 1e-6), key)
+        (cases.difference(a[key], b[key], 1e-6), key)
         for a, b in zip(got.means, want.means, strict=True)
         for key in b
     )
@@ -243,9 +239,8 @@ def main() -> int:
         found = errors(name, measure(name, mesh))
         worst[name, mesh] = max(e for e, _ in found.values())
         print(f"{name:<26}{mesh:<32}{worst[name, mesh]:.1e}", flush=True)
-    labels = [label(sizes) for sizes in wanted]
     print(f"\n| mesh | {' | '.join(names())} |\n|---|{'---|' * len(names())}")
-    for mesh in labels:
+    for mesh in wanted:
         row = [f"{worst[n, mesh]:.1e}" if (n, mesh) in worst else "" for n in names()]
         print(f"| {mesh} | {' | '.join(row)} |")
     return int(max(worst.values()) > 1e-5)

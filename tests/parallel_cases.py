@@ -1,15 +1,21 @@
-"""Families and batches for the parallel matrix: every family is put through every mesh."""
+"""What tests of meshes share: names of meshes, families and batches, one step, and how to compare.
+
+A mesh is named by its axes, each with its size: "fsdp2 x tensor4"; one device is "".
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import pkgutil
+import re
 from typing import Any
 
 import jax
 import numpy as np
 import optax
+import pytest
 
 from launch.run.state import initial_state
 from launch.run.step import to_mesh
@@ -18,12 +24,24 @@ from nn.learning import backprop
 from nn.learning.task import Task
 
 BATCH = 16
-MESHES = {
-    "data8": {"data": 8},
-    "fsdp8": {"fsdp": 8},
-    "tensor4 x data2": {"tensor": 4, "data": 2},
-    "fsdp2 x tensor2 x data2": {"fsdp": 2, "tensor": 2, "data": 2},
-}
+TOLERANCE = 1e-5
+
+
+def sizes_of(mesh: str) -> dict[str, int]:
+    """The size of each axis of a mesh by its name; ValueError where it is not a name."""
+    sizes = {axis: int(size) for axis, size in re.findall(r"([a-z]+)(\d+)", mesh)}
+    if " x ".join(f"{axis}{size}" for axis, size in sizes.items()) != mesh:
+        raise ValueError(f"{mesh!r} is not the name of a mesh, such as 'fsdp2 x tensor4'")
+    return sizes
+
+
+def label(sizes: dict[str, int]) -> str:
+    """The name of a mesh, its axes in their order."""
+    return " x ".join(f"{axis}{sizes[axis]}" for axis in parallel.AXES if axis in sizes)
+
+
+_NAMES = ("data8", "fsdp8", "tensor4 x data2", "fsdp2 x tensor2 x data2")
+MESHES = {name: sizes_of(name) for name in _NAMES}
 
 
 def family_names() -> list[str]:
@@ -72,14 +90,13 @@ def make_rule(
     **options: Any,
 ) -> backprop.Rule:
     """A backprop rule, by AdamW if nothing else is said, on the first devices the mesh needs."""
-    count = int(np.prod(list(sizes.values()))) if sizes else 1
     task = Task(
         model=family(name).Model(config),
         example=family(name).example(config, 2),
         objective=objective_of(name),
         objective_config=objective_of(name).Config(),
         optimizer=optax.adamw(1e-3) if optimizer is None else optimizer,
-        mesh=parallel.make_mesh(sizes, jax.devices()[:count]),
+        mesh=parallel.make_mesh(sizes, jax.devices()[: math.prod(sizes.values())]),
         rules=rules,
     )
     return backprop.Rule(backprop.Config(**options), task)
@@ -118,6 +135,13 @@ def measure(
     )
 
 
+def difference(new: Any, reference: Any, floor: float) -> float:
+    """The largest, relative to the largest entry or to `floor`; infinite where one is no number."""
+    gap = np.abs(np.asarray(new, np.float64) - reference).max()
+    error = float(gap / max(np.abs(reference).max(), floor, 1e-30))
+    return error if math.isfinite(error) else math.inf
+
+
 def worst(new: Any, reference: Any) -> tuple[float, str]:
     """Largest relative difference of a leaf, and the leaf.
 
@@ -127,10 +151,23 @@ def worst(new: Any, reference: Any) -> tuple[float, str]:
     floor = 1e-4 * max((np.abs(x).max() for x in jax.tree.leaves(reference)), default=0.0)
     paths = jax.tree_util.tree_leaves_with_path(reference)
     errors = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): float(
-            np.abs(np.asarray(b, np.float64) - a).max() / max(np.abs(a).max(), floor, 1e-30)
-        )
+        jax.tree_util.keystr(path, simple=True, separator="/"): difference(b, a, floor)
         for (path, a), b in zip(paths, jax.tree.leaves(new), strict=True)
     }
     name = max(errors, key=errors.__getitem__, default="")
     return (errors[name], name) if name else (0.0, "")
+
+
+def assert_same(result: Result, reference: Result) -> None:
+    """The same initial parameters, bit for bit; and to 1e-5 the same means (the loss and what is
+    measured beside it), gradients and statistics, leaf by leaf."""
+    jax.tree.map(np.testing.assert_array_equal, result.params, reference.params)
+    assert result.means == pytest.approx(reference.means, rel=TOLERANCE)
+    assert_close(result.gradients, reference.gradients, "gradient")
+    assert_close(result.variables, reference.variables, "statistic")
+
+
+def assert_close(new: Any, reference: Any, what: str, tolerance: float = TOLERANCE) -> None:
+    """Two trees are the same, in the sense of `worst`."""
+    error, leaf = worst(new, reference)
+    assert error <= tolerance, f"{what} of {leaf}: relative error {error:.1e}"

@@ -46,6 +46,12 @@ class Chip:
         """gpu | tpu: what JAX calls it."""
         return "tpu" if self.torus else "gpu"
 
+    @property
+    def ring(self) -> int:
+        """Sides of its torus close to rings where they are multiples of this: cubes of 4 chips are
+        joined by switches; a flat torus is a whole pod, of 16 chips a side."""
+        return 4 if self.torus == 3 else 16
+
     def peak(self, dtype: Any) -> float | None:
         """FLOP/s of one JAX device for products of `dtype`; None where it has no such unit."""
         name = np.dtype(dtype).name
@@ -224,6 +230,12 @@ def peak_flops(dtype: Any = jnp.bfloat16, device: Any = None) -> float | None:
         return measured_cpu() / jax.local_device_count("cpu")
     row = detect(device)
     return None if row is None else row.peak(dtype)
+
+
+def memory_bandwidth(device: Any = None) -> float | None:
+    """Bytes/s that one JAX device can read from its memory; None where that is not known."""
+    row = detect(device)
+    return None if row is None else row.memory_bandwidth / row.devices
 
 
 def peak_note(dtype: Any = jnp.bfloat16, device: Any = None) -> str:

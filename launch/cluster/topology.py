@@ -56,10 +56,15 @@ class Topology:
         return "tpu" if self.kind in TPUS else "gpu" if self.kind in GPUS else "cpu"
 
     @property
+    def row(self) -> str | None:
+        """The name of its row of `hardware.CHIPS`; None for CPUs."""
+        rows = TPUS | GPUS
+        return rows[self.kind] if self.kind in rows else None
+
+    @property
     def chip(self) -> Chip | None:
         """Its row of `hardware.CHIPS`; None for CPUs."""
-        rows = TPUS | GPUS
-        return hardware.chip(rows[self.kind]) if self.kind in rows else None
+        return None if self.row is None else hardware.chip(self.row)
 
     @property
     def size(self) -> int:
@@ -256,7 +261,6 @@ def bandwidth(chip: Chip, topology: Topology, group: np.ndarray) -> float:
         if len(places) == 1:
             continue
         length = topology.shape[side]
-        # Rings: every side of 4 or more cubes of 4, or one of 16 chips on a flat torus.
-        ring = len(places) == length and length % (4 if chip.torus == 3 else 16) == 0
+        ring = len(places) == length and length % chip.ring == 0
         links += (2 if ring else 1) / np.diff(places).min()
     return (links or chip.links) * chip.link_bandwidth / chip.devices

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from launch.run import shapes
 from launch.run.build import Run
@@ -116,11 +115,11 @@ def memory(run: Run, batch: Any, program: Program) -> dict[str, int]:
     """
     state = abstract_state(run.rule)
     kinds = {
-        "parameters": _local_bytes(state.params) if hasattr(state, "params") else 0,
-        "optimizer_state": _local_bytes(state.opt_state) if hasattr(state, "opt_state") else 0,
-        "batch": _local_bytes(batch),
+        "parameters": _local_bytes(run, state.params),
+        "optimizer_state": _local_bytes(run, state.opt_state),
+        "batch": _local_bytes(run, batch),
     }
-    kinds["other_arguments"] = _local_bytes((state, batch)) - sum(kinds.values())
+    kinds["other_arguments"] = _local_bytes(run, (state, batch)) - sum(kinds.values())
     if program.compiled is None:
         return kinds | {"needed": _needed(program.problem, sum(kinds.values()))}
     stats = program.compiled.memory_analysis()
@@ -134,12 +133,10 @@ def memory(run: Run, batch: Any, program: Program) -> dict[str, int]:
     return kinds | {"total": total, "peak": peak, "needed": needed}
 
 
-def _local_bytes(tree: Any) -> int:
+def _local_bytes(run: Run, tree: Any) -> int:
     """Bytes of one device's share of abstract arrays with shardings."""
-    return sum(
-        int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
-        for x in jax.tree.leaves(tree)
-    )
+    specs = jax.tree.map(lambda x: x.sharding.spec, tree)
+    return shapes.local_bytes(tree, specs, run.rule.task.mesh.shape)
 
 
 def _needed(problem: str, arguments: int) -> int:

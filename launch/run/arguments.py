@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from launch.cluster import distributed
 from launch.run import config as configs
@@ -20,15 +23,20 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(BAD_INPUT)
 
 
-def parser(command: str, doc: str, example: str) -> Parser:
-    """A parser with `--simulate` and the flags of a cluster."""
-    made = Parser(
+def plain_parser(command: str, doc: str, example: str) -> Parser:
+    """A parser without flags."""
+    return Parser(
         prog=f"python -m launch.{command}",
         description=doc.partition("\n")[0],
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def parser(command: str, doc: str, example: str) -> Parser:
+    """A parser of a command that uses devices: with `--simulate` and the flags of a cluster."""
+    made = plain_parser(command, doc, example)
     made.add_argument(
         "--simulate", type=int, default=0, metavar="N", help="N CPU devices in place of real ones"
     )
@@ -57,3 +65,24 @@ def start(arguments: argparse.Namespace) -> None:
     if arguments.simulate:
         distributed.simulate(arguments.simulate)
     distributed.initialize(arguments)
+
+
+def json_file(options: argparse.Namespace) -> Path | None:
+    """The file that `--json` names; see `output_file`."""
+    return output_file("--json", options.json)
+
+
+def output_file(flag: str, path: str | None) -> Path | None:
+    """A file that a flag names, if it does. Raises FileNotFoundError without its directory."""
+    if not path:
+        return None
+    folder = Path(path).absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{flag}={path}: no directory {folder}")
+    return Path(path)
+
+
+def write_json(file: Path | None, values: Mapping[str, Any]) -> None:
+    """Write what was measured where `json_file` says, if anywhere."""
+    if file is not None:
+        file.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

@@ -14,6 +14,7 @@ from launch.data.loader import Loader
 from launch.data.source import Source, Spec, data_directory
 from launch.run import config as configs
 from launch.run import optimizer, precision, resolve
+from launch.run.validate import tune_of
 from nn import names, parallel
 from nn.learning.task import Task
 from nn.parallel import schedule, sequence
@@ -23,10 +24,15 @@ from nn.parallel.weight import is_named
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What the loop needs. rate: step -> learning rate. notes: what was chosen, for the log."""
+    """What the loop needs.
+
+    named: the abstract variables, each `Named`. rate: step -> learning rate.
+    notes: what was chosen, for the log.
+    """
 
     config: FrozenConfigDict
     rule: Any
+    named: Any
     rate: optax.Schedule
     notes: tuple[str, ...] = ()
 
@@ -48,7 +54,7 @@ def build(
     family = resolve.module("model", config.model.family)
     names.lookup("objective.name", config.objective.name, dict.fromkeys(family.OBJECTIVES))
     model_config = configs.section(config, "model")
-    attention, why = _attention(config, mesh, model_config)
+    attention, why = attention_of(config, mesh, model_config)
     rules = parallel.parse_rules(
         config.mesh.rules,
         config.mesh.sequence_parallel,
@@ -71,21 +77,32 @@ def build(
         param_dtype=policy.param_dtype,
         loss_scale=policy.loss_scale,
         stochastic_rounding=policy.stochastic_rounding,
+        tune=tune_of(config),
     )
-    _check_pipeline(config, task)
-    params = jax.eval_shape(lambda: task.variables(0))["params"]
-    # Refuses sizes that the mesh does not divide.
-    places = parallel.shardings(mesh, task.variable_specs()["params"])
+    named = jax.eval_shape(lambda: task.variables(0))
+    shardings = parallel.shardings(mesh, check_task(config, task, named)["params"])
+    (params, _), (places, _) = (task.tune.split(x) for x in (named["params"], shardings))
     transform, rate = optimizer.make(config.optimizer, config.train.steps, params, places)
     task = dataclasses.replace(task, optimizer=transform)
     rule = resolve.module("rule", config.rule.name).Rule(configs.section(config, "rule"), task)
-    check_batch(config, mesh)
-    _check_context(config, task)
     notes = (f"attention over mesh.context={mesh.shape['context']}: {attention} ({why})",)
-    return Run(config, rule, rate, notes if why else ())
+    return Run(config, rule, named, rate, notes if why else ())
 
 
-def _attention(config: FrozenConfigDict, mesh: jax.sharding.Mesh, model: Any) -> tuple[str, str]:
+def check_task(config: FrozenConfigDict, task: Task, named: Any) -> dict[str, Any]:
+    """The partition of every variable on the task's mesh.
+
+    named: the abstract variables, each `Named`.
+    Raises ValueError where the mesh does not suit the weights, layers, batch or positions.
+    """
+    _check_pipeline(config, task, named)
+    specs: dict[str, Any] = parallel.specs(named, task.rules, task.mesh)
+    _check_batch(config, task.mesh)
+    _check_context(config, task)
+    return specs
+
+
+def attention_of(config: FrozenConfigDict, mesh: jax.sharding.Mesh, model: Any) -> tuple[str, str]:
     """Ring or Ulysses, and why. A model says what it has in fields of its Config."""
     heads, kv_heads, in_order = (
         getattr(model, name, 0) for name in ("num_heads", "kv_heads", "in_order")
@@ -111,7 +128,7 @@ def _mesh(config: FrozenConfigDict, devices: list[jax.Device] | None = None) -> 
     return parallel.make_mesh({axis: config.mesh[axis] for axis in parallel.AXES}, devices)
 
 
-def check_batch(config: FrozenConfigDict, mesh: jax.sharding.Mesh) -> None:
+def _check_batch(config: FrozenConfigDict, mesh: jax.sharding.Mesh) -> None:
     """ValueError where the mesh does not divide the batch, or sequence parallelism its rows."""
     shards = 1
     for axis in parallel.BATCH_AXES:
@@ -133,20 +150,20 @@ def check_batch(config: FrozenConfigDict, mesh: jax.sharding.Mesh) -> None:
         )
 
 
-def _check_pipeline(config: FrozenConfigDict, task: Task) -> None:
+def _check_pipeline(config: FrozenConfigDict, task: Task, variables: Any) -> None:
     """ValueError where `mesh.pipe` cannot do what is asked of it, before anything is compiled."""
     sizes, options = task.mesh.shape, config.mesh
     stages, parts = sizes["pipe"], options.microbatches
     if stages == 1:
         return
     schedule.check(options.schedule, stages, parts, options.rounds)
-    variables = jax.eval_shape(lambda: task.variables(0))
-    named = jax.tree.leaves(variables.pop("params"), is_leaf=is_named)
+    kept = {name: tree for name, tree in variables.items() if name != "params"}
+    named = jax.tree.leaves(variables["params"], is_leaf=is_named)
     depths = {x.value.shape[0] for x in named if is_named(x) and x.names[:1] == ("layers",)}
-    if depths and jax.tree.leaves(variables):
+    if depths and jax.tree.leaves(kept):
         raise ValueError(
             f"mesh.pipe={stages}: a pipeline cannot update what layers keep beside their weights, "
-            f"{', '.join(variables)} here (for experts: model.router_bias_rate=0 keeps nothing); "
+            f"{', '.join(kept)} here (for experts: model.router_bias_rate=0 keeps nothing); "
             f"nearest: mesh.pipe=1"
         )
     if not depths or task.rules.axis("layers") != "pipe":
@@ -160,6 +177,12 @@ def _check_pipeline(config: FrozenConfigDict, task: Task) -> None:
         raise ValueError(
             f"mesh.schedule='1f1b' needs an objective that gives a microbatch's gradient with its "
             f"loss, which {config.objective.name!r} does not; nearest: mesh.schedule='gpipe'"
+        )
+    if options.schedule == "1f1b" and task.loss_scale > 1:
+        # Its backward pass is over when the loss gets its factor: small gradients are lost by then.
+        raise ValueError(
+            f"mesh.schedule='1f1b' cannot scale the loss, as "
+            f"precision.policy={config.precision.policy!r} needs; nearest: mesh.schedule='gpipe'"
         )
     shards = math.prod(sizes[axis] for axis in parallel.BATCH_AXES)
     rows = config.data.batch_size // (shards * config.rule.accumulate)

@@ -243,7 +243,10 @@ def read_metadata(directory: str | Path, step: int | None = None) -> dict[str, A
     """
     directory = Path(directory)
     steps = _steps(directory) if step is None else [s for s in _steps(directory) if s == step]
-    problem: Exception = FileNotFoundError(f"no checkpoint in {directory}")
+    what, there = "" if step is None else f" of step {step}", ", ".join(map(str, _steps(directory)))
+    problem: Exception = FileNotFoundError(
+        f"no checkpoint{what} in {directory} (there: {there or 'none'})"
+    )
     for number in reversed(steps):
         try:
             return manifests.read(directory / str(number))["metadata"]

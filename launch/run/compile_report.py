@@ -9,7 +9,7 @@ from ml_collections import FrozenConfigDict
 
 from launch.cluster.hardware import TERA, Chip
 from launch.cluster.topology import Topology
-from launch.run import aot, collectives, environment, hlo, roofline
+from launch.run import aot, environment, hlo, hlo_collectives, meshes, roofline
 from launch.run import config as configs
 from launch.run.aot import Program
 from launch.run.build import Run
@@ -79,7 +79,7 @@ def _measured(
     """What the text of the compiled program says."""
     task = run.rule.task
     module = hlo.parse(program.compiled.as_text())
-    rows = collectives.summarize(collectives.find(module, dict(task.mesh.shape)))
+    rows = hlo_collectives.summarize(hlo_collectives.find(module, dict(task.mesh.shape)))
     traffic = hlo.memory_traffic(module)
     found: dict[str, Any] = {
         "hbm_bytes": traffic,
@@ -106,12 +106,11 @@ def size(count: float) -> str:
 def text(found: dict[str, Any]) -> str:
     """The report for people."""
     place, mesh = found["topology"], found["mesh"]
-    axes = " ".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1) or "one device"
     versions = found["versions"]
     known = (f"{n} {versions[n]}" for n in ("jax", "jaxlib", "libtpu") if n in versions)
     seconds = " ".join(f"{name} {value:.1f} s" for name, value in found["seconds"].items())
     lines = [
-        f"{place['name']}: {place['devices']} devices, {axes}, {found['dtype']}",
+        f"{place['name']}: {place['devices']} devices, {meshes.as_text(mesh)}, {found['dtype']}",
         f"batch: {', '.join(f'{v:g} {k}' for k, v in found['batch'].items())}",
         f"compiled with {', '.join(known)}: {seconds}",
         *_fit(found),
@@ -177,6 +176,8 @@ def _formulas(found: dict[str, Any]) -> list[str]:
     A TPU makes some reduce-scatters an all-reduce of which each device keeps its part; half of the
     bytes of an all-reduce are those of a reduce-scatter.
     """
+    if found["mesh"]["pipe"] > 1:
+        return ["  parameters: no formula, the stages of a pipeline gather them at every tick"]
     lines = []
     compiled = found["collectives"] if "collectives" in found else []
     for row in found["parameter_traffic"]:

@@ -1,8 +1,9 @@
 """From `--config=FILE[:ARG] --config.a.b=value` to one frozen config that holds every key.
 
 A key takes its value from the last of these that sets it: its default (experiments/base.py, or the
-`Config` of the file that the section names), the preset of the model, the experiment file, the
-command line. Where the command line picks another file or preset for a section, what the
+`Config` of the file that the section names), the preset of the model, the directory of
+`model.pretrained`, the experiment file, the command line. What contradicts that directory is
+refused. Where the command line picks another file or preset for a section, what the
 experiment set for the old one is dropped.
 """
 
@@ -17,25 +18,26 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from launch.run import keys, resolve
+from launch.run import keys, published, resolve
 from launch.run.keys import Key
 from launch.run.validate import validate
 from nn import names
 
-PRESET = "model.preset"
+PRESET, PRETRAINED = "model.preset", "model.pretrained"
 
 
-def load(spec: str, overrides: Iterable[str] = ()) -> FrozenConfigDict:
+def load(spec: str | None, overrides: Iterable[str] = ()) -> FrozenConfigDict:
     """The resolved and validated config of an experiment.
 
     Args:
-      spec: "experiments/x.py" or "experiments/x.py:arg".
+      spec: "experiments/x.py" or "experiments/x.py:arg"; None: experiments/base.py.
       overrides: "section.key=value", later ones win.
     Raises:
-      FileNotFoundError: no such experiment.
+      FileNotFoundError: no such experiment, or nothing published in `model.pretrained`.
       ValueError: an unknown key, argument, name or preset, a wrong type, a value out of range.
     """
-    return _resolve(keys.flatten(read_experiment(spec)), _texts(overrides), spec)
+    set_ = {} if spec is None else keys.flatten(read_experiment(spec))
+    return _resolve(set_, _texts(overrides), spec or "experiments/base.py", opened=True)
 
 
 def _texts(overrides: Iterable[str]) -> dict[str, str]:
@@ -51,12 +53,13 @@ def _texts(overrides: Iterable[str]) -> dict[str, str]:
 
 def override(config: FrozenConfigDict, overrides: Iterable[str]) -> FrozenConfigDict:
     """A resolved config with further overrides; raises what `load` raises."""
-    return _resolve(keys.flatten(config.to_dict()), _texts(overrides), "config")
+    texts = _texts(overrides)
+    return _resolve(keys.flatten(config.to_dict()), texts, "config", opened=PRETRAINED in texts)
 
 
 def defaults() -> FrozenConfigDict:
     """The config of an experiment that sets nothing."""
-    return _resolve({}, {}, "experiments/base.py")
+    return load(None)
 
 
 def read_experiment(spec: str) -> ConfigDict:
@@ -78,14 +81,29 @@ def read_experiment(spec: str) -> ConfigDict:
     return config
 
 
-def _resolve(set_: Mapping[str, Any], texts: Mapping[str, str], origin: str) -> FrozenConfigDict:
-    """Every key with its value, from what an experiment set and the texts of the overrides."""
+def _resolve(
+    set_: Mapping[str, Any], texts: Mapping[str, str], origin: str, opened: bool = False
+) -> FrozenConfigDict:
+    """Every key with its value, from what an experiment set and the texts of the overrides.
+
+    opened: `model.pretrained` is read; a config that was resolved has its fields and needs it not.
+    """
     base = keys.base_keys()
     chosen, dropped = _selectors(set_, texts)
+    source = published.read(chosen[PRETRAINED]) if opened and chosen[PRETRAINED] else None
+    if source is not None:
+        source.check_family(chosen["model.family"])
+        if chosen[PRESET] is not None:
+            raise ValueError(
+                f"{PRESET}={chosen[PRESET]!r} and {PRETRAINED}={chosen[PRETRAINED]} both give the "
+                f"model's fields; leave one out; nearest: {PRESET}=none"
+            )
+        chosen[PRETRAINED] = str(source.directory)
     known = dict(base)
     for part_name, part in resolve.PARTS.items():
         known |= keys.part_keys(part_name, chosen[part.selector])
     values = {name: key.default for name, key in known.items()} | _preset(chosen)
+    values |= {} if source is None else _fields(source.config)
     for name, value in set_.items():
         if name in base or name.partition(".")[0] not in dropped:
             values[name] = _checked(name, known, origin, keys.coerce, value)
@@ -96,6 +114,8 @@ def _resolve(set_: Mapping[str, Any], texts: Mapping[str, str], origin: str) -> 
     validate(config)
     for part_name in resolve.PARTS:
         section(config, part_name)  # the checks of each file's own Config
+    if source is not None:
+        source.check(section(config, "model"))
     return config
 
 
@@ -115,10 +135,10 @@ def _selectors(
     """The values of the keys that pick files and the preset; the sections that start anew."""
     base = keys.base_keys()
     chosen, dropped = {}, set()
-    for name in (*(part.selector for part in resolve.PARTS.values()), PRESET):
+    for name in (*(part.selector for part in resolve.PARTS.values()), PRETRAINED, PRESET):
         old = keys.coerce(base[name], set_[name]) if name in set_ else base[name].default
         if name == PRESET and "model" in dropped:
-            old = None  # a preset of the family that was left
+            old = None  # a preset of the model that was left
         chosen[name] = keys.parse(base[name], texts[name]) if name in texts else old
         if chosen[name] != old:
             dropped.add(name.partition(".")[0])
@@ -131,8 +151,12 @@ def _preset(chosen: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     module = resolve.module("model", chosen["model.family"])
     presets = module.PRESETS if hasattr(module, "PRESETS") else {}
-    preset = names.lookup(PRESET, chosen[PRESET], presets)
-    return {f"model.{f.name}": getattr(preset, f.name) for f in dataclasses.fields(preset)}
+    return _fields(names.lookup(PRESET, chosen[PRESET], presets))
+
+
+def _fields(model: Any) -> dict[str, Any]:
+    """The values of a model's Config, by dotted key."""
+    return {f"model.{f.name}": getattr(model, f.name) for f in dataclasses.fields(model)}
 
 
 def section(config: FrozenConfigDict, name: str) -> Any:

@@ -82,6 +82,17 @@ class Module:
         visit(self.entry, 1)
         return dict(counts)
 
+    @functools.cached_property
+    def fused(self) -> frozenset[str]:
+        """The computations that run inside an instruction, whose values are no arrays in memory."""
+        return frozenset(
+            child
+            for instructions in self.computations.values()
+            for i in instructions
+            if i.opcode not in ("while", "conditional", "call")
+            for child, _ in self.children(i)
+        )
+
     def children(self, instruction: Instruction) -> Iterator[tuple[str, int]]:
         """The computations that an instruction starts, and how often; reducers are left out."""
         if instruction.opcode == "while":
@@ -200,22 +211,11 @@ def memory_traffic(module: Module) -> int:
     """
     return sum(
         times * sum(_traffic(module, instruction, shapes) for instruction in instructions)
-        for name, times in _scheduled(module).items()
+        for name, times in module.counts.items()
+        if name not in module.fused
         for instructions in [module.computations[name]]
         for shapes in [{i.name: i.shape for i in instructions}]
     )
-
-
-def _scheduled(module: Module) -> dict[str, int]:
-    """The computations that are not inside a fusion, with their counts."""
-    fused = {
-        child
-        for instructions in module.computations.values()
-        for i in instructions
-        if i.opcode not in ("while", "conditional", "call")
-        for child, _ in module.children(i)
-    }
-    return {name: times for name, times in module.counts.items() if name not in fused}
 
 
 def _traffic(module: Module, instruction: Instruction, shapes: dict[str, str]) -> int:
@@ -245,10 +245,8 @@ def _read(body: list[Instruction], index: int) -> int:
     for user in (i for i in body if name in i.operands):
         if user.opcode in ("dynamic-slice", "gather", "slice"):
             total += shape_bytes(user.shape)
-        elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
-            total += 0  # what stays is not moved
-        else:
-            return sizes[name]
+        elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
+            return sizes[name]  # of an update in place what stays is not moved
     return total
 
 

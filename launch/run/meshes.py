@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,10 +12,10 @@ import jax
 from jax.sharding import AbstractMesh, AxisType
 from ml_collections import FrozenConfigDict
 
-from launch.run.build import check_batch
+from launch.run import config as configs
+from launch.run.build import attention_of, check_task
 from nn import parallel
 from nn.learning.task import Task
-from nn.parallel import sequence
 from nn.parallel.weight import is_named
 
 Sizes = dict[str, int]  # axis -> size, all axes, in their order
@@ -47,6 +48,7 @@ class Judge:
     def __init__(self, config: FrozenConfigDict, task: Task, named: Any) -> None:
         """named: the abstract variables, each `Named`."""
         self.config, self.task, self.named = config, task, named
+        self.model = configs.section(config, "model")
         self.closed = self._closed()
 
     def _closed(self) -> dict[str, str]:
@@ -58,7 +60,7 @@ class Judge:
             for axis in ("pipe", "expert", "tensor", "fsdp")
             if axis not in used
         }
-        if not self.task.objective.SEQUENCE:
+        if not self.task.is_sequence("inputs"):
             why["context"] = "the batch has no positions"
         if self.config.mesh.microbatches == 1:
             why["pipe"] = "mesh.microbatches=1 leaves a pipeline idle"
@@ -69,18 +71,20 @@ class Judge:
         """The axes that may be larger than 1."""
         return tuple(axis for axis in parallel.AXES if axis not in self.closed)
 
+    def on(self, sizes: Sizes) -> Task:
+        """The task on a mesh. Raises ValueError where no attention suits it."""
+        mesh: Any = abstract(sizes)
+        attention, _ = attention_of(self.config, mesh, self.model)
+        rules = dataclasses.replace(self.task.rules, attention=attention)
+        return dataclasses.replace(self.task, mesh=mesh, rules=rules)
+
     def refusal(self, sizes: Sizes) -> str | None:
         """Why the config does not run on this mesh, or None."""
         for axis, why in self.closed.items():
             if sizes[axis] > 1:
                 return why
-        mesh: Any = abstract(sizes)
         try:
-            parallel.specs(self.named, self.task.rules, mesh)
-            check_batch(self.config, mesh)
-            if sizes["context"] > 1:
-                length = self.config.data.sequence_length
-                sequence.order(length, sizes["context"], self.task.rules.layout)
+            check_task(self.config, self.on(sizes), self.named)
         except ValueError as error:
             return str(error)
         return None
@@ -99,6 +103,10 @@ def _kind(reason: str) -> str:
         ("data.sequence_length", "do not divide the sequence"),
         ("positions", "do not divide the sequence"),
         ("weight ", "do not divide a weight"),
+        ("layers cannot be cut", "do not divide the layers"),
+        ("mesh.microbatches=", "do not go with the microbatches"),
+        ("share the head out", "do not divide the head among the stages"),
+        ("heads", "do not divide the heads"),
     ):
         if mark in reason:
             return kind

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from launch.cluster.hardware import Chip
+from launch.cluster import topology
+from launch.cluster.hardware import GIB
 from launch.run import meshes
 from launch.run.planning import Estimate, Plan, Planner
 from nn.analysis.liveness import GATHERED, SAVED, WORKING
 from nn.analysis.plan import ASSUMPTIONS
 
-GIB = 2**30
-TOPOLOGIES = {"v7x": "7x"}  # chips that launch.compile calls otherwise
 ROWS = (
     "parameters",
     "optimizer state",
@@ -38,6 +38,7 @@ def as_json(planner: Planner, plan: Plan, top: int) -> dict[str, Any]:
         "model_flops": {"full": planner.needed.total, "causal": planner.needed.causal},
         "meshes": [_row(planner, estimate) for estimate in plan.fitting[:top]],
         "fitting": len(plan.fitting),
+        "too_large": None if plan.too_large is None else _row(planner, plan.too_large),
         "refused": meshes.summarize(plan.refused),
         "not_examined": plan.left,
         "assumptions": ASSUMPTIONS,
@@ -67,6 +68,10 @@ def text(planner: Planner, plan: Plan, top: int, commands: Sequence[str]) -> str
     if plan.fitting:
         lines += _table(planner, plan.fitting[:top])
         lines += ["", *_detail(planner, plan.fitting[0])]
+    elif plan.too_large:
+        needed, room = plan.too_large.bytes / GIB, planner.machine.memory / GIB
+        lines += [f"does not fit: {needed:.1f} GiB of {room:.1f} per device"]
+        lines += _detail(planner, plan.too_large)
     else:
         lines += [f"no mesh of {planner.devices} devices fits"]
     if plan.refused:
@@ -110,23 +115,30 @@ def _detail(planner: Planner, best: Estimate) -> list[str]:
 
 
 def commands(
-    name: str, chip: Chip, planner: Planner, best: Estimate, spec: str, overrides: Sequence[str]
+    chip: str, planner: Planner, best: Estimate, spec: str, overrides: Sequence[str]
 ) -> list[str]:
-    """How to compile the mesh for the machine, and to train on it."""
+    """How to compile the mesh for the machine, where that is possible, and to train on it."""
     own = planner.config.mesh
     sizes = [f"mesh.{axis}={size}" for axis, size in best.mesh.items() if size != own[axis]]
     axes = tuple(f"mesh.{axis}=" for axis, size in best.mesh.items() if size != own[axis])
     kept = [entry for entry in overrides if not entry.startswith(axes)]
-    flags = " ".join(f"--config.{entry}" for entry in (*kept, *sizes))
-    sides = planner.machine.links.sides or _hosts(chip, planner.devices)
-    kind = TOPOLOGIES[name] if name in TOPOLOGIES else name
-    topology = f"{kind}:{'x'.join(map(str, sides))}"
-    return [
-        f"python -m launch.compile --config={spec} --topology={topology} {flags}",
-        f"python -m launch.train --config={spec} --workdir=DIR {flags}",
-    ]
+    flags = [f"--config.{entry}" for entry in (*kept, *sizes)]
+    words = ["python", "-m", "launch.train", f"--config={spec}", "--workdir=DIR", *flags]
+    found = [shlex.join(words)]
+    try:
+        where = f"--topology={_topology(chip, planner)}"
+        words = ["python", "-m", "launch.compile", f"--config={spec}", where, *flags]
+    except ValueError as error:
+        return [f"# launch.compile cannot: {error}", *found]
+    return [shlex.join(words), *found]
 
 
-def _hosts(chip: Chip, devices: int) -> tuple[int, int]:
-    inside = min(chip.domain, devices)
-    return devices // inside, inside
+def _topology(chip: str, planner: Planner) -> str:
+    """The machine as `launch.compile` names it. Raises ValueError where it knows none like it."""
+    links, devices = planner.machine.links, planner.devices
+    inside = min(links.domain, devices)
+    shape = links.sides or (devices // inside, inside)
+    found = topology.parse(f"{chip}:{'x'.join(map(str, shape))}")
+    if found.size != devices:
+        raise ValueError(f"--topology={found.name} has {found.size} devices, not {devices}")
+    return found.name

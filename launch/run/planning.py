@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import PartitionSpec as P
 from ml_collections import FrozenConfigDict
 
 from launch.cluster.hardware import Chip
@@ -27,8 +26,10 @@ from nn import parallel
 from nn.analysis import flops, liveness, plan, program
 from nn.analysis.plan import Machine, Prediction
 from nn.learning.task import Task
+from nn.parallel import schedule
 from nn.parallel.weight import is_named
 
+NO_ROOM = "have no room for activations"
 LANES = 128  # width of a tile of a TPU's vectors
 Group = tuple[int, ...]  # sizes of pipe, expert, context and tensor, and whether fsdp is split
 
@@ -74,8 +75,8 @@ class Planner:
     def __init__(self, config: FrozenConfigDict, machine: Machine, devices: int) -> None:
         self.config, self.machine, self.devices = config, machine, devices
         one: Any = meshes.abstract(dict.fromkeys(parallel.AXES, 1))
-        rule = build(config, mesh=one).rule
-        named = jax.eval_shape(lambda: rule.task.variables(0))
+        run = build(config, mesh=one)
+        rule, named = run.rule, run.named
         fields = {f.name: getattr(rule.task, f.name) for f in dataclasses.fields(Task)}
         self.task = KnownTask(**fields, named=named)
         self.rule = dataclasses.replace(rule, task=self.task)
@@ -83,13 +84,12 @@ class Planner:
         self.batch = shapes.batch_of(config, self.task)
         self.judge = meshes.Judge(config, self.task, named)
         self.needed = shapes.model_flops(config, self.task, self.state, self.batch)
-        self.traced: dict[Group, Traced] = {}
+        self.traced: dict[Group, Traced | str] = {}  # or why the model refuses
         self.specs: dict[str, Any] = {}
 
     def on(self, sizes: Sizes) -> Any:
         """The learning rule on a mesh."""
-        mesh: Any = meshes.abstract(sizes)
-        return dataclasses.replace(self.rule, task=dataclasses.replace(self.task, mesh=mesh))
+        return dataclasses.replace(self.rule, task=self.judge.on(sizes))
 
     def trace(self, sizes: Sizes) -> Traced:
         """The step of one device of this mesh. Raises what the model raises for its sizes."""
@@ -106,21 +106,21 @@ class Planner:
             self.specs[pattern] = rule.state_specs()
         specs = self.specs[pattern]
         kinds = {
-            "parameters": local_bytes(self.state.params, specs.params, sizes),
-            "optimizer state": local_bytes(self.state.opt_state, specs.opt_state, sizes),
-            "batch": local_bytes(self.batch, rule.task.batch_specs(self.batch), sizes),
+            "parameters": shapes.local_bytes(self.state.params, specs.params, sizes),
+            "optimizer state": shapes.local_bytes(self.state.opt_state, specs.opt_state, sizes),
+            "batch": shapes.local_bytes(self.batch, rule.task.batch_specs(self.batch), sizes),
         }
-        rest = local_bytes(self.state, specs, sizes) - sum(list(kinds.values())[:2])
+        rest = shapes.local_bytes(self.state, specs, sizes) - sum(list(kinds.values())[:2])
         return kinds | {"other state": rest}
 
     def parameter_bytes(self, sizes: Sizes) -> int:
         specs = self.on(sizes).task.variable_specs()["params"]
-        return local_bytes(self.state.params, specs, sizes)
+        return shapes.local_bytes(self.state.params, specs, sizes)
 
     def state_alone(self, sizes: Sizes) -> int:
         """About what parameters and optimizer state take, without a trace."""
-        whole = sum(_bytes(x) for x in jax.tree.leaves(self.state))
-        params = sum(_bytes(x) for x in jax.tree.leaves(self.state.params))
+        whole = shapes.tree_bytes(self.state)
+        params = shapes.tree_bytes(self.state.params)
         return round(self.parameter_bytes(sizes) * whole / params)
 
     def narrow(self, sizes: Sizes) -> bool:
@@ -132,24 +132,35 @@ class Planner:
         return min(split, default=LANES) // sizes["fsdp"] < LANES
 
     def estimate(self, sizes: Sizes) -> Estimate:
-        """Memory and time on one mesh; traces the step unless its group was traced."""
-        key = group(sizes)
-        if key not in self.traced:
-            self.traced[key] = self.trace(reference(sizes, self.judge))
-        traced = self.traced[key]
+        """Memory and time on one mesh; traces the step unless its group was traced.
+
+        Raises ValueError where the model refuses the sizes of the group.
+        """
+        traced = self._of_group(sizes)
         asked = rescaled(traced, sizes, narrow=self.narrow(sizes))
         memory = self.state_bytes(sizes)
         memory["gradients"] = memory["parameters"]
         memory |= traced.peak.kinds
-        pipe = sizes["pipe"]
-        ticks = self.config.mesh.microbatches * self.config.mesh.rounds + pipe - 1
-        found = plan.predict(asked, self.machine, sizes, (pipe - 1) / ticks)
+        own = self.config.mesh
+        idle = 0.0
+        if sizes["pipe"] > 1:
+            idle = schedule.bubble(own.schedule, sizes["pipe"], own.microbatches, own.rounds)
+        found = plan.predict(asked, self.machine, sizes, idle)
         peak = self.machine.peaks[np.dtype(self.task.model.dtype).name]
-        mfu = {
-            convention: flops.mfu(self.needed, found.step, self.devices, peak, convention).value
-            for convention in flops.ATTENTION
-        }
+        mfu = flops.mfus(self.needed, found.step, self.devices, peak)
         return Estimate(sizes, memory, found, mfu, asked.sent)
+
+    def _of_group(self, sizes: Sizes) -> Traced:
+        key = group(sizes)
+        if key not in self.traced:
+            try:
+                self.traced[key] = self.trace(reference(sizes, self.judge))
+            except ValueError as error:
+                self.traced[key] = str(error)
+        found = self.traced[key]
+        if isinstance(found, str):
+            raise ValueError(found)
+        return found
 
 
 def group(sizes: Sizes) -> Group:
@@ -183,38 +194,17 @@ def rescaled(traced: Traced, sizes: Sizes, narrow: bool) -> plan.Demand:
     return plan.Demand(traced.demand.work, sent)
 
 
-def local_bytes(tree: Any, specs: Any, sizes: Mapping[str, int]) -> int:
-    """Bytes of one device's shares of abstract arrays."""
-    leaves = jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, P))
-    total = 0
-    for x, spec in zip(jax.tree.leaves(tree), leaves, strict=True):
-        parts = [_parts(entry, sizes) for entry in spec] + [1] * x.ndim
-        total += math.prod(-(-n // p) for n, p in zip(x.shape, parts, strict=False)) * _width(x)
-    return total
-
-
-def _parts(entry: Any, sizes: Mapping[str, int]) -> int:
-    names = entry if isinstance(entry, tuple) else () if entry is None else (entry,)
-    return math.prod(sizes[name] for name in names)
-
-
-def _width(x: Any) -> int:
-    return int(np.dtype(x.dtype).itemsize)
-
-
-def _bytes(x: Any) -> int:
-    return math.prod(x.shape) * _width(x)
-
-
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """fitting: best first. refused: reasons of the meshes that were ruled out. left: meshes with
-    more devices to an example than was worth looking at."""
+    more devices to an example than was worth looking at. too_large: the only one that was asked
+    for, if there is no room for it."""
 
     fitting: list[Estimate]
     refused: list[str]
     left: int
     traces: int
+    too_large: Estimate | None = None
 
 
 def search(planner: Planner, programs: int) -> Plan:
@@ -260,8 +250,9 @@ def only(planner: Planner, sizes: Sizes) -> Plan:
     if why is not None:
         raise ValueError(f"mesh {meshes.as_text(sizes)}: {why}")
     found = planner.estimate(sizes)
-    fits = found.bytes <= planner.machine.memory
-    return Plan([found], [] if fits else [f"has no room: {found.bytes} bytes"], 0, 1)
+    if found.bytes <= planner.machine.memory:
+        return Plan([found], [], 0, 1)
+    return Plan([], [NO_ROOM], 0, 1, too_large=found)
 
 
 def _outcomes(planner: Planner, wanted: Iterable[Sizes]) -> Iterator[Estimate | str]:
@@ -272,7 +263,7 @@ def _outcomes(planner: Planner, wanted: Iterable[Sizes]) -> Iterator[Estimate | 
             yield str(error)
             continue
         fits = found.bytes <= planner.machine.memory
-        yield found if fits else "have no room for activations"
+        yield found if fits else NO_ROOM
 
 
 def _ranked(found: list[Estimate]) -> list[Estimate]:
@@ -295,7 +286,7 @@ def machine(chip: Chip, devices: int) -> Machine:
         inside=inside / chip.devices,
         domain=chip.domain * chip.devices,
         outside=None if chip.network_bandwidth is None else chip.network_bandwidth / chip.devices,
-        wraps=4 if chip.torus == 3 else 16,
+        wraps=chip.ring,
     )
     return Machine(
         {name: peak for name, peak in peaks.items() if peak},

@@ -8,9 +8,10 @@ them are waited for.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,10 +20,15 @@ from jax.sharding import PartitionSpec as P
 
 from launch.cluster.hardware import Chip
 from launch.cluster.topology import Topology, bandwidth
-from launch.run.collectives import OTHER
+from launch.run.build import Run
+from launch.run.hlo_collectives import OTHER
+from nn import parallel
 from nn.analysis import flops
 from nn.analysis.flops import Flops
-from nn.parallel.mesh import BATCH_AXES
+from nn.parallel.mesh import AXES, BATCH_AXES, SEQUENCE_AXES
+from nn.parallel.weight import is_named
+
+Term = tuple[int, int, int, str]  # of a formula: times, bytes of a number, numbers, of what
 
 
 def group_of(mesh: jax.sharding.Mesh, axes: Sequence[str]) -> np.ndarray:
@@ -73,120 +79,117 @@ def roofline(
         "bound": bound,
         "step_s": times[bound],
         "exposed_s": max(exposed, times[bound]),
-        "mfu": _mfu(model, times[bound], devices, peak),
-        "mfu_exposed": _mfu(model, max(exposed, times[bound]), devices, peak),
-    }
-
-
-def _mfu(model: Flops, seconds: float, devices: int, peak: float) -> dict[str, float]:
-    return {
-        convention: flops.mfu(model, seconds, devices, peak, convention).value
-        for convention in flops.ATTENTION
+        "mfu": flops.mfus(model, times[bound], devices, peak),
+        "mfu_exposed": flops.mfus(model, max(exposed, times[bound]), devices, peak),
     }
 
 
 @dataclasses.dataclass(frozen=True)
 class Use:
-    """Weights that are used alike: how often a step gathers them and scatters their gradient.
+    """Weights by what a step does with them.
 
-    split, whole: elements of a device's share, of weights that fsdp splits and of the others.
+    kind: how formulas name them. size: elements of a device's share.
+    split: whether fsdp splits them; they are gathered `gathers` times, their gradient is scattered
+      or summed `scatters` times, in numbers of `width` bytes, and summed over `axes`.
     """
 
-    name: str
+    kind: str
+    size: int
+    split: bool
+    axes: tuple[str, ...]
     gathers: int
     scatters: int
-    split: int = 0
-    whole: int = 0
+    width: int
 
 
-def parameter_traffic(run: Any) -> list[dict[str, Any]]:
+def parameter_traffic(run: Run) -> list[dict[str, Any]]:
     """What parameters and their gradients alone make a device send in a step, as formulas.
 
     A weight that fsdp splits is gathered where it is used, in the compute dtype, and its gradient
-    reduce-scattered in that of `mesh.reduce_dtype`; the gradient of its share is then summed over
-    data. What fsdp does not split is summed over data and fsdp.
+    reduce-scattered in that of `mesh.reduce_dtype`. Every gradient is then summed over the axes
+    that split activations and not the weight: those of the batch, context and, under sequence
+    parallelism, tensor. Accumulated gradients are summed once, at the end, but over tensor.
+
+    Not told apart: routers, which are gathered in float32; blocks that are computed again without
+    being stacked, which are gathered again; a table whose vocabulary tensor does not divide, of
+    whose lookup tensor sums activations and not the gradient; tables that a compiler gathers once
+    for all microbatches that are accumulated.
+    Returns [] where there is a pipeline: its stages gather their weights again at every tick.
     """
-    task = run.rule.task
-    mesh = dict(task.mesh.shape)
-    f, d = mesh["fsdp"], mesh["data"]
-    width = np.dtype(task.model.dtype).itemsize
-    wide = max(width, np.dtype(task.rules.reduce_dtype).itemsize)
-    uses, parts = _uses(run), run.config.rule.accumulate
-    split = sum(u.split for u in uses)
+    task, parts = run.rule.task, run.config.rule.accumulate
+    sizes = dict(task.mesh.shape)
+    if sizes["pipe"] > 1:
+        return []
+    uses, narrow = _uses(run), np.dtype(task.model.dtype).itemsize
+    split, f = [use for use in uses if use.split], sizes["fsdp"]
+    gathers = [(u.gathers, narrow, u.size * f, u.kind) for u in split]
+    scatters = [(u.scatters, u.width, u.size * f, u.kind) for u in split]
     rows = []
-
-    def sums_of(use: Use) -> tuple[int, int]:
-        """How often gradients are summed over data, and bytes of each of their numbers.
-
-        Microbatches that are accumulated are summed once, at the end. The scales of norms are
-        used in float32.
-        """
-        return (1 if parts > 1 else use.scatters), (4 if use.name == "norms" else wide)
-
-    if f > 1 and split:
-        for kind, key, each in (
-            ("all-gather", "gathers", width),
-            ("reduce-scatter", "scatters", wide),
-        ):
-            used = [(getattr(u, key), u.split * f, u.name) for u in uses if u.split]
-            terms = " + ".join(f"{times} x {size} {name}" for times, size, name in used)
-            moved = sum(times * size for times, size, _ in used) * each * (f - 1) // f
-            text = f"{each} bytes x ({terms}) x ({f} - 1) / {f}"
-            rows.append({"axes": ["fsdp"], "kind": kind, "formula": text, "bytes": moved})
-    if d > 1 and split:
-        terms, moved = _sum_over(d, [(*sums_of(u), u.split, u.name) for u in uses if u.split])
-        rows.append({"axes": ["data"], "kind": "all-reduce", "formula": terms, "bytes": moved})
-    n = math.prod(mesh[axis] for axis in BATCH_AXES)
-    left = [use for use in uses if use.whole]
-    if n > 1 and left:
-        axes = [axis for axis in BATCH_AXES if mesh[axis] > 1]
-        terms, moved = _sum_over(n, [(*sums_of(u), u.whole, f"whole {u.name}") for u in left])
-        rows.append({"axes": axes, "kind": "all-reduce", "formula": terms, "bytes": moved})
-    return rows
+    if split:
+        rows += [_row(("fsdp",), "all-gather", gathers, sizes)]
+        rows += [_row(("fsdp",), "reduce-scatter", scatters, sizes)]
+    sums: dict[tuple[str, ...], list[Term]] = collections.defaultdict(list)
+    for use in uses:
+        late = tuple(axis for axis in use.axes if axis != "tensor") if parts > 1 else ()
+        at_once = tuple(axis for axis in use.axes if axis not in late)
+        for axes, times in ((late, 1), (at_once, use.scatters)):
+            if axes:
+                sums[axes].append((times, use.width, use.size, use.kind))
+    return rows + [_row(axes, "all-reduce", terms, sizes) for axes, terms in sorted(sums.items())]
 
 
-def _sum_over(n: int, used: Sequence[tuple[int, int, int, str]]) -> tuple[str, int]:
-    """Formula and bytes of all-reduces among n devices: (times, bytes of each, numbers, name)."""
-    terms = " + ".join(
-        f"{times} x {width} bytes x {size} {name}" for times, width, size, name in used
+def _row(
+    axes: tuple[str, ...], kind: str, terms: Sequence[Term], sizes: Mapping[str, int]
+) -> dict[str, Any]:
+    """Formula and bytes of one kind of collective: see `hlo_collectives.bytes_sent`."""
+    n, ways = math.prod(sizes[axis] for axis in axes), 2 if kind == "all-reduce" else 1
+    words = " + ".join(
+        f"{times} x {width} bytes x {size} {name}" for times, width, size, name in terms
     )
-    moved = 2 * sum(times * width * size for times, width, size, _ in used) * (n - 1) // n
-    return f"2 x ({terms}) x ({n} - 1) / {n}", moved
+    moved = ways * sum(times * width * size for times, width, size, _ in terms) * (n - 1) // n
+    formula = f"{'2 x ' if ways == 2 else ''}({words}) x ({n} - 1) / {n}"
+    return {"axes": list(axes), "kind": kind, "formula": formula, "bytes": moved}
 
 
-def _uses(run: Any) -> list[Use]:
-    """The weights of the run by how often they are used.
+def _uses(run: Run) -> list[Use]:
+    """The weights of the run, those that are used alike together.
 
-    Those of blocks are gathered again where the backward pass computes the block again. The head
-    is gathered once, whatever the chunks in which it is applied.
+    Stacked layers are gathered again where the backward pass computes them again. The head is
+    gathered once, whatever the chunks in which it is applied, and so is a tied table, which has two
+    gradients, one of each end; compilers sum each of them.
     """
-    model, config = run.config.model, run.config
+    task, config = run.rule.task, run.config
+    sizes, rules, model = dict(task.mesh.shape), task.rules, config.model
     again = "remat" in model and model.remat != "none"
-    parts = config.rule.accumulate
     tied = "tie_embeddings" in model and model.tie_embeddings
-    blocks = Use("blocks", (2 if again else 1) * parts, parts)
-    once = Use("embedding", parts, parts)
-    head = Use("head", parts, parts)
-    if tied:
-        once = dataclasses.replace(head, name="embedding and head")
-    norms = Use("norms", parts, parts)
-    totals = {u.name: u for u in (blocks, once, head, norms)}
-    for path, size, axes in _shares(run):
-        use = blocks if path.startswith("blocks") else head if path.startswith("output") else once
-        use = norms if "norm" in path and not axes else use
-        kind = "split" if "fsdp" in axes else "whole"
-        held = totals[use.name]
-        totals[use.name] = dataclasses.replace(held, **{kind: getattr(held, kind) + size})
-    return [use for use in totals.values() if use.split or use.whole]
+    reduced = np.promote_types(rules.reduce_dtype, task.model.dtype).itemsize
+    spread = [*BATCH_AXES, *SEQUENCE_AXES, *(["tensor"] if rules.sequence_parallel else [])]
+    found: collections.Counter[Use] = collections.Counter()
+    for weight, spec in _weights(run):
+        own = {axis for axis in spec if axis is not None}
+        size = math.prod(weight.value.shape) // math.prod(sizes[axis] for axis in own)
+        vector = "fsdp" not in map(rules.axis, weight.names)
+        stacked, table = "layers" in weight.names, "vocab" in weight.names
+        kind = "tied table" if table and tied else "tables" if table else "others"
+        kind = "norms and biases" if vector else "layers" if stacked else kind
+        times = config.rule.accumulate
+        found[
+            Use(
+                kind=kind,
+                size=0,
+                split="fsdp" in own,
+                axes=tuple(a for a in AXES if a in spread and a not in own and sizes[a] > 1),
+                gathers=times * (2 if stacked and again else 1) if "fsdp" in own else 0,
+                scatters=times * (2 if table and tied else 1),
+                width=4 if vector else reduced,  # scales of norms are used in float32
+            )
+        ] += size
+    return [dataclasses.replace(use, size=size) for use, size in found.items()]
 
 
-def _shares(run: Any) -> Iterator[tuple[str, int, tuple[str, ...]]]:
-    """Path, elements of a device's share, and mesh axes of every parameter."""
-    specs = run.rule.task.variable_specs()["params"]
-    shapes = jax.eval_shape(lambda: run.rule.init(0)).params
-    leaves, _ = jax.tree_util.tree_flatten_with_path(specs, is_leaf=lambda x: isinstance(x, P))
-    for (path, spec), shape in zip(leaves, jax.tree.leaves(shapes), strict=True):
-        axes = tuple(axis for axis in spec if axis is not None)
-        parts = math.prod(run.rule.task.mesh.shape[axis] for axis in axes)
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        yield name, math.prod(shape.shape) // parts, axes
+def _weights(run: Run) -> list[tuple[Any, P]]:
+    """Every parameter, abstract and `Named`, with its partition."""
+    task, named = run.rule.task, run.named["params"]
+    specs = parallel.specs(named, task.rules, task.mesh)
+    leaves = jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, P))
+    return list(zip(jax.tree.leaves(named, is_leaf=is_named), leaves, strict=True))

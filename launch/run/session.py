@@ -18,9 +18,11 @@ from launch.run.faults import Faults
 from launch.run.loop import Loop
 from launch.run.meter import Meter
 from launch.run.metrics import Progress, Writer
+from launch.run.pretrained import source_of
 from launch.run.profile import Profiler
+from launch.run.restore import check_base, start_of
 from launch.run.signals import Signals, Watchdog
-from launch.run.state import abstract_state, initial_state
+from launch.run.state import abstract_state
 from launch.run.workdir import WorkDir
 
 SPLITS = ("train", "validation", "test")
@@ -38,6 +40,7 @@ def open_run(run: Run, workdir: str, profile: str | None) -> Loop:
     if config.metrics.wandb and importlib.util.find_spec("wandb") is None:
         raise ValueError("metrics.wandb=true needs the extra: pip install 'tessera[wandb]'")
     work.check(text)
+    check_base(config)
     loaders = {
         split: loader(config, open_data(config, split), split == "train") for split in SPLITS
     }
@@ -69,8 +72,7 @@ def open_run(run: Run, workdir: str, profile: str | None) -> Loop:
 def _meter(run: Run, train: Loader) -> Meter:
     """Counts examples or tokens, and the floating-point operations that a step needs."""
     rule, config = run.rule, run.config
-    rows = {name: jax.ShapeDtypeStruct((config.data.batch_size, *x.shape[1:]), x.dtype)
-            for name, x in train.batch(0).items()}  # fmt: skip
+    rows = shapes.of_rows(config, train)
     needed = shapes.model_flops(config, rule.task, abstract_state(rule), rows)
     tokens = 0
     if config.objective.name == "next_token":
@@ -89,9 +91,14 @@ def restore(loop: Loop) -> Any:
     rule = loop.run.rule
     if loop.checkpoints.latest_step() is None:
         loop.writer.truncate(0)
-        return initial_state(rule, loop.run.config.seed)
+        if directory := loop.run.config.model.pretrained:
+            loop.metadata["pretrained"] = source_of(directory)
+        return start_of(loop.run)
     state, metadata = loop.checkpoints.restore(abstract_state(rule))
-    check_fingerprint(metadata["data"], loop.metadata["data"])
+    if metadata["data"] is not None:  # an imported model has seen none yet
+        check_fingerprint(metadata["data"], loop.metadata["data"])
+    if "pretrained" in metadata:
+        loop.metadata["pretrained"] = metadata["pretrained"]
     loop.writer.truncate(int(state.step))
     loop.progress.say(f"going on from step {int(state.step)}")
     return state

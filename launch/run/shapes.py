@@ -10,12 +10,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 from ml_collections import FrozenConfigDict
 
+from launch.data.loader import Loader
 from launch.run.build import loader, open_data
 from nn.analysis import flops
 from nn.analysis.flops import Flops
+from nn.learning import tune
 from nn.learning.task import Task
+from nn.parallel.mesh import compiled_for
 
 SHORT = 64  # positions of a row that attention does in one dense product, whatever it does else
 Batch = Mapping[str, jax.ShapeDtypeStruct]
@@ -41,16 +45,48 @@ def batch_of(config: FrozenConfigDict, task: Task) -> dict[str, jax.ShapeDtypeSt
             "mask": ((rows,), np.float32),
         }
     else:
-        batch = loader(config, open_data(config, "train"), train=True).batch(0)
-        shapes = {name: ((rows, *x.shape[1:]), x.dtype) for name, x in batch.items()}
+        return of_rows(config, loader(config, open_data(config, "train"), train=True))
     return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+
+
+def of_rows(config: FrozenConfigDict, train: Loader) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a training batch: those of the rows that a loader gives."""
+    return {
+        name: jax.ShapeDtypeStruct((config.data.batch_size, *x.shape[1:]), x.dtype)
+        for name, x in train.batch(0).items()
+    }
+
+
+def tree_bytes(tree: Any) -> int:
+    """Bytes of abstract arrays."""
+    return sum(math.prod(x.shape) * _width(x) for x in jax.tree.leaves(tree))
+
+
+def local_bytes(tree: Any, specs: Any, sizes: Mapping[str, int]) -> int:
+    """Bytes of one device's shares of abstract arrays; sizes: of the axes of the mesh."""
+    leaves = jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, P))
+    total = 0
+    for x, spec in zip(jax.tree.leaves(tree), leaves, strict=True):
+        parts = [_parts(entry, sizes) for entry in spec] + [1] * x.ndim
+        total += math.prod(-(-n // p) for n, p in zip(x.shape, parts, strict=False)) * _width(x)
+    return total
+
+
+def _parts(entry: Any, sizes: Mapping[str, int]) -> int:
+    names = entry if isinstance(entry, tuple) else () if entry is None else (entry,)
+    return math.prod(sizes[name] for name in names)
+
+
+def _width(x: Any) -> int:
+    return int(np.dtype(x.dtype).itemsize)
 
 
 def model_flops(config: FrozenConfigDict, task: Task, state: Any, batch: Batch) -> Flops:
     """What the model needs for one step: nothing twice, attention as dense products.
 
     Rows of tokens are counted short, where attention is one dense product however it is computed,
-    and scaled: attention by the square of the length, the rest by the length.
+    and scaled: attention by the square of the length, the rest by the length. Traced as for a TPU,
+    on any machine: there experts multiply the rows that there are, where CPUs fill up blocks.
     """
     options, times = task.objective_config, 1
     if task.objective.SEQUENCE:
@@ -60,17 +96,20 @@ def model_flops(config: FrozenConfigDict, task: Task, state: Any, batch: Batch) 
         if hasattr(options, "chunks"):
             options = dataclasses.replace(options, chunks=1)
 
+    trained, frozen = task.tune.split(state.params)
+
     def loss(params: Any, batch: Any) -> jax.Array:
-        # Zeros made inside: the statistics of a model are constants to its gradient.
-        variables = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state.variables)
-        weights = {"params": params, **variables}
+        # Zeros made inside: statistics and what is not trained are constants to the gradient.
+        fixed = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (frozen, state.variables))
+        weights = {"params": tune.join(params, fixed[0]), **fixed[1]}
         key = jax.random.key(0)
         sums, _ = task.objective.sums(options, task.model, weights, batch, key, train=True)
         total: jax.Array = sums["loss"][0]
         return total
 
     plain = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
-    counted = flops.train_step_flops(loss, state.params, plain).model
+    with compiled_for("tpu"):
+        counted = flops.train_step_flops(loss, trained, plain).model
     scaled = {
         kind: count * times * (times if kind == "attention" else 1)
         for kind, count in counted.matmul.items()

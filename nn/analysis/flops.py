@@ -171,6 +171,11 @@ def mfu(
     return Utilization(work / (seconds * devices * peak), attention, peak)
 
 
+def mfus(flops: Flops, seconds: float, devices: int, peak: float) -> dict[str, float]:
+    """convention for attention -> `mfu`, as a share of 1."""
+    return {name: mfu(flops, seconds, devices, peak, name).value for name in ATTENTION}
+
+
 def of_equation(eqn: Any, scope: str) -> Flops:
     """FLOPs of one equation of a jaxpr; scope: the name scopes that enclose it."""
     return _equation(eqn, [False] * len(eqn.invars), scope).clean

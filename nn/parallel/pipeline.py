@@ -137,8 +137,8 @@ def one_f_one_b(
     """Loss by schedule 1f1b, which knows its gradient when it is done.
 
     The forward pass of this function is both passes of the pipeline: what it keeps for the
-    backward pass of the program is the gradient of the loss, which a factor of the loss (float16)
-    multiplies afterwards.
+    backward pass of the program is the gradient of the loss, which a factor of the loss
+    multiplies afterwards: too late for gradients that float16 loses without it.
 
     Args:
       last: (rest, output of the last layer, part) -> (loss, metrics), sums over this stage's share

@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import launch
-from launch import cli
+from launch import cli, plan
+from launch import compile as compiling
 
 ENTRY_POINT = '''"""Echo the arguments.
 
@@ -59,6 +61,13 @@ def test_help_lists_every_command_with_its_first_line(
     assert "leaves out" not in out
     for name in cli.commands():
         assert f"  {name} " in out, f"launch/{name}.py needs a docstring"
+
+
+@pytest.mark.parametrize("command", [compiling.parser, plan.parser])
+def test_what_uses_no_device_has_no_flags_for_them(command: Any) -> None:
+    text = command().format_help()
+    assert "--json" in text
+    assert "--simulate" not in text and "--coordinator" not in text
 
 
 def test_no_command_prints_the_usage_as_an_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -14,7 +17,7 @@ import pytest
 from launch import plan as entry
 from launch.cluster import hardware
 from launch.run import config as configs
-from launch.run import meshes, planning
+from launch.run import meshes, plan_report, planning
 from launch.run.build import build
 from launch.run.state import abstract_state
 from launch.run.step import train_step
@@ -82,23 +85,53 @@ def test_memory_of_blocks_computed_again_grows_with_the_batch_as_compiled() -> N
 
 
 def test_all_meshes_that_build_accepts_are_found_and_no_other() -> None:
-    plan = planner()
-    accepted = 0
-    for mesh in meshes.splits(8, ("data", "fsdp", "expert", "context", "tensor")):
+    """With the same attention; and what is refused is refused in the same words."""
+    plan = planner("mesh.microbatches=2", "model.num_layers=6", "model.num_kv_heads=8", devices=4)
+    accepted = []
+    for mesh in meshes.splits(4):
         why = plan.judge.refusal(mesh)
         if mesh["expert"] > 1:
             assert why == "no weight of the model is split over expert"
             continue
-        if mesh["context"] > 1:
-            continue
-        concrete = parallel.make_mesh(mesh, jax.devices()[:8])
+        concrete = parallel.make_mesh(mesh, jax.devices()[:4])
         if why is None:
-            build(plan.config, mesh=concrete)
-            accepted += 1
+            rules = build(plan.config, mesh=concrete).rule.task.rules
+            assert plan.on(mesh).task.rules == rules
+            accepted.append((mesh, rules.attention))
         else:
-            with pytest.raises(ValueError, match="divi"):
+            with pytest.raises(ValueError) as error:
                 build(plan.config, mesh=concrete)
-    assert accepted == 10  # 8 = data x fsdp x tensor
+            assert str(error.value) == why
+    kinds = [key for mesh, _ in accepted for key in ("pipe", "context", "tensor") if mesh[key] > 1]
+    # 4 = pipe x data x fsdp x context x tensor in 15 ways; 6 layers do not make 4 stages.
+    assert (len(accepted), *map(kinds.count, ("pipe", "context", "tensor"))) == (14, 4, 5, 5)
+    assert {attention for _, attention in accepted} == {"ring", "ulysses"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "axis", "why"),
+    [
+        ((), "pipe", "mesh.microbatches=1 leaves a pipeline idle"),
+        (("mesh.microbatches=2",), "pipe", "3 layers cannot be cut into mesh.pipe=2"),
+        (("mesh.attention=ulysses", "model.num_heads=1", "model.num_kv_heads=1"), "context", "hea"),
+    ],
+)
+def test_an_axis_is_refused(overrides: tuple[str, ...], axis: str, why: str) -> None:
+    assert why in (planner(*overrides).judge.refusal(sizes(data=4, **{axis: 2})) or "")
+
+
+def test_a_mesh_that_the_model_refuses_is_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, traced = planner(), []
+
+    def refuse(mesh: dict[str, int]) -> Any:
+        traced.append(mesh)
+        raise ValueError("no")
+
+    monkeypatch.setattr(plan, "trace", refuse)
+    for mesh in (sizes(data=8), sizes(data=8), sizes(data=4, tensor=2)):
+        with pytest.raises(ValueError, match="no"):
+            plan.estimate(mesh)
+    assert len(traced) == 2
 
 
 def test_splits_are_complete() -> None:
@@ -144,6 +177,39 @@ def test_less_room_rules_meshes_out() -> None:
         plan.machine.peaks, plan.machine.bandwidth, least, plan.machine.links
     )
     assert {e.bytes for e in planning.search(plan, 3).fitting} == {least}
+
+
+def test_the_mesh_of_the_config_without_room_does_not_fit() -> None:
+    plan, mesh = planner(), sizes(fsdp=8)
+    (roomy,) = planning.only(plan, mesh).fitting
+    plan.machine = dataclasses.replace(plan.machine, memory=roomy.bytes - 1)
+    found = planning.only(plan, mesh)
+    assert (found.fitting, found.too_large) == ([], roomy)
+    text = plan_report.text(plan, found, 10, [])
+    assert text.startswith("does not fit: ") and "fsdp=8, GiB of" in text
+    result = plan_report.as_json(plan, found, 10)
+    assert (result["meshes"], result["too_large"]["mesh"]) == ([], mesh)
+
+
+@pytest.mark.parametrize(
+    ("chip", "devices", "words"),
+    [
+        ("v7x", 8, "--topology=7x:2x2x1 "),
+        ("h200", 16, "--topology=h200:2x8 "),
+        ("h200", 12, "# launch.compile cannot: --topology=h200:1x8 has 8 devices, not 12"),
+        ("v5p", 24, "# launch.compile cannot: --topology=v5p:4x3x2: v5p slices have"),
+        ("b200", 8, "# launch.compile cannot: unknown kind of --topology 'b200'"),
+    ],
+)
+def test_commands_name_a_machine_that_there_is(chip: str, devices: int, words: str) -> None:
+    plan = planner(hardware_name=chip, devices=devices)
+    best: Any = SimpleNamespace(mesh=sizes(data=devices))
+    spec, overrides = "my experiments/a.py", ["data.dir=$HOME/b c", "mesh.data=3"]
+    to_compile, to_train = plan_report.commands(chip, plan, best, spec, overrides)
+    assert words in to_compile
+    flags = [overrides[0], f"mesh.data={devices}", "mesh.fsdp=1"]
+    words_of_train = [f"--config={spec}", "--workdir=DIR", *(f"--config.{f}" for f in flags)]
+    assert shlex.split(to_train)[3:] == words_of_train
 
 
 def test_model_flops_do_not_depend_on_chunks_or_remat() -> None:
@@ -199,6 +265,10 @@ def test_only_the_mesh_of_the_config(capsys: pytest.CaptureFixture[str]) -> None
     [
         (("--hardware=v5q", "--devices=8"), "nearest: 'v5"),
         (("--hardware=v5p", "--devices=0"), "--devices=0: at least 1"),
+        (
+            ("--hardware=v5p", "--devices=8", "--json=no/such/x.json"),
+            "--json=no/such/x.json: no di",
+        ),
         (("--hardware=v5p", "--devices=8", "--mesh=all"), "unknown --mesh 'all'"),
         (("--hardware=v5p",), "--config, --hardware and --devices are needed"),
         (

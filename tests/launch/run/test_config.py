@@ -66,7 +66,8 @@ def test_another_preset_or_family_drops_what_was_set_for_the_old_one(
     assert small.data.noise == 0.9  # another section
     assert config.load(spec, ["model.preset=toy-large"]).model.width == 4  # no other: all stays
     other = config.load(spec, ["model.family=toy_other"])
-    assert other.model.to_dict() == {"family": "toy_other", "preset": None, "depth": 3}
+    none = {"preset": None, "pretrained": ""}
+    assert other.model.to_dict() == {"family": "toy_other", **none, "depth": 3}
     assert config.load(spec, ["model.preset=none"]).model.width == 8
 
 

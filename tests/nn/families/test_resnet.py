@@ -161,11 +161,7 @@ def test_mesh_equals_one_device(variant: str) -> None:
     config, mesh = VARIANTS[variant]
     reference = cases.measure("resnet", config, {})
     result = cases.measure("resnet", config, cases.MESHES[mesh])
-    assert abs(result.loss - reference.loss) <= 1e-5 * abs(reference.loss)
-    error, leaf = cases.worst(result.gradients, reference.gradients)
-    assert error <= 1e-5, f"gradient of {leaf}: relative error {error:.1e}"
-    error, leaf = cases.worst(result.variables, reference.variables)
-    assert error <= 1e-5, f"statistic {leaf}: relative error {error:.1e}"
+    cases.assert_same(result, reference)
 
 
 @pytest.mark.parametrize(

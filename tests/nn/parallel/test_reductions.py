@@ -57,8 +57,9 @@ def test_accumulation_sums_once_over_data(sizes: dict[str, int]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_fsdp_holds_one_layer_at_a_time() -> None:
-    """264 MiB of parameters, 33 MiB on each of 8 devices."""
+    """264 MiB of parameters, 33 MiB on each of 8 devices; beside them 23.6 MiB, else 316 MiB."""
     temporaries = {}
     for remat in ("block", "none"):
         config = transformer.Config(
@@ -77,5 +78,5 @@ def test_fsdp_holds_one_layer_at_a_time() -> None:
         memory = compiled.memory_analysis()
         assert memory.output_size_in_bytes < 1.1 * size / 8  # gradients leave as they live
         temporaries[remat] = memory.temp_size_in_bytes / MEBI
-    assert temporaries["block"] <= 30
+    assert temporaries["block"] <= 26
     assert temporaries["none"] > 264  # every gathered layer

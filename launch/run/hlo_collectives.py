@@ -40,7 +40,6 @@ class Collective:
     times: int
     bytes: int
     overlapped: bool
-    name: str
 
 
 def find(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
@@ -59,9 +58,11 @@ def find(module: Module, mesh: Mapping[str, int]) -> list[Collective]:
                 size = len(np.unique(groups))
             axes = axes_of(groups, mesh, pairs=kind == "collective-permute")
             sent = bytes_sent(kind, shape_bytes(shape), size)
+            if kind == "all-reduce" and _scatters(module, name, instruction):
+                kind, sent = "reduce-scatter", sent // 2
             overlapped = _overlapped(module, name, index)
             if axes:
-                found.append(Collective(kind, axes, size, times, sent, overlapped, name))
+                found.append(Collective(kind, axes, size, times, sent, overlapped))
     return found
 
 
@@ -69,6 +70,16 @@ def kind_of(instruction: Instruction) -> str | None:
     """The kind of a collective, of its start where it is in two halves; None for anything else."""
     kind = instruction.opcode.removesuffix("-start")
     return kind if kind in KINDS else None
+
+
+def _scatters(module: Module, name: str, instruction: Instruction) -> bool:
+    """Whether it is an all-reduce in name only: inside a fusion that keeps a slice of it.
+
+    So libtpu writes some reduce-scatters (the emitter `AllReduceScatterFusion`). An all-reduce that
+    is sliced by another instruction is one: all of its result is there.
+    """
+    users = [i for i in module.computations[name] if instruction.name in i.operands]
+    return name in module.fused and bool(users) and all(i.opcode == "dynamic-slice" for i in users)
 
 
 def bytes_sent(kind: str, result: int, group: int) -> int:

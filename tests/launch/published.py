@@ -1,0 +1,66 @@
+"""Tiny published directories on disk, for the tests of what reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from launch.run import safetensors_files
+from nn.families import transformer
+from nn.pretrained import llama
+from nn.pretrained.table import nest
+from tests import golden_store
+from tests.parity.decoders import file_of
+
+
+def write(
+    directory: Path, record: str = "decoders.llama", dtype: Any = None, shard_size: int = 10**9
+) -> dict[str, np.ndarray]:
+    """A record's config and tensors as transformers publishes them; returns the tensors."""
+    found = golden_store.load(record)
+    tensors = {name: x.astype(dtype or x.dtype) for name, x in file_of(found).items()}
+    content = found.about["config"] | {"dtype": str(jnp.dtype(dtype or np.float32))}
+    sizes = {name: (x.shape, x.dtype) for name, x in tensors.items()}
+    safetensors_files.write(directory, content, sizes, tensors.items(), shard_size)
+    return tensors
+
+
+# A Llama that bytes can be asked of.
+BYTES_LLAMA = transformer.Config(
+    vocab_size=256,
+    context_length=64,
+    dim=16,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    mlp_dim=24,
+    activation="swiglu",
+    norm="rms",
+    position="rotary",
+    bias=False,
+    tie_embeddings=False,
+)
+
+
+def write_bytes_llama(directory: Path, dtype: Any, shard_size: int = 10**9) -> None:
+    """A Llama of random weights, by our own exporter; its norms are float32."""
+    rng = np.random.default_rng(0)
+    table = llama.table(BYTES_LLAMA)
+    shapes = table.shapes().items()
+    leaves = {path: rng.normal(0, 0.2, shape) for path, shape in shapes}
+    kinds = {path: np.float32 if "norm" in path else dtype for path in leaves}
+    tensors = table.from_ours(nest({path: x.astype(kinds[path]) for path, x in leaves.items()}))
+    content = llama.config_to(BYTES_LLAMA) | {"dtype": str(jnp.dtype(dtype))}
+    sizes = {name: (x.shape, x.dtype) for name, x in tensors.items()}
+    safetensors_files.write(directory, content, sizes, tensors.items(), shard_size)
+
+
+def same_bytes(a: Any, b: Any) -> bool:
+    """Whether two mappings of tensors have the same names, dtypes, shapes and bits."""
+    return a.keys() == b.keys() and all(
+        (a[n].dtype, a[n].shape, a[n].tobytes()) == (b[n].dtype, b[n].shape, b[n].tobytes())
+        for n in a
+    )
