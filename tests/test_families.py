@@ -57,6 +57,17 @@ COUNTS = {
     ("transformer", "gemma3-4b"): 3_880_263_168,
     ("transformer", "olmo2-7b"): 7_298_617_344,
     ("transformer", "olmo2-13b"): 13_716_198_400,
+    # 44,138,496 and 176,357,376, and 37,000 tokens
+    ("seq2seq_transformer", "transformer-base"): 63_082_496,
+    ("seq2seq_transformer", "transformer-big"): 214_245_376,
+    ("seq2seq_transformer", "t5-small"): 60_506_624,
+    ("seq2seq_transformer", "t5-base"): 222_903_552,
+    ("seq2seq_transformer", "t5-11b"): 11_307_321_344,
+    ("seq2seq_transformer", "t5-v1.1-small"): 76_961_152,
+    # with the bias of the head, which others do not count: 50,265 or 58,101
+    ("seq2seq_transformer", "bart-base"): 139_470_681,
+    ("seq2seq_transformer", "bart-large"): 406_341_721,
+    ("seq2seq_transformer", "opus-mt-en-de"): 73_944_309,
     ("resnet", "resnet18"): 11_689_512,
     ("resnet", "resnet34"): 21_797_672,
     ("resnet", "resnet50"): 25_557_032,
