@@ -2,7 +2,7 @@
 
 The head is applied to one chunk of positions at a time and computed again in the backward pass, so
 that the full logits (B, T, V) never exist when `chunks` > 1; a vocabulary split over the mesh is
-never gathered.
+never gathered. `head_sums`, `with_aux` and `one_f_one_b` serve whatever objective predicts tokens.
 
 Legend: B batch, T positions, D width, N chunks, C positions per chunk.
 """
@@ -53,15 +53,15 @@ def sums(
     wanted = ("inputs", "positions", "segments")
     inputs = [batch[name] if name in batch else None for name in wanted]
     if train and pipeline.alternates():
-        return _one_f_one_b(config, model, variables, inputs, batch, key), variables
+        return one_f_one_b(config, model, variables, inputs, batch, key), variables
     (hidden_BTD, _, aux), variables = apply(
         model, variables, *inputs, key=key, train=train, method="hidden"
     )
-    found = _sums(config, model, variables, hidden_BTD, batch["targets"], batch["mask"])
-    return _with_aux(found, aux, found["loss"][1]), variables
+    found = head_sums(config, model, variables, hidden_BTD, batch["targets"], batch["mask"])
+    return with_aux(found, aux, found["loss"][1]), variables
 
 
-def _sums(
+def head_sums(
     config: Config,
     model: nn.Module,
     variables: Variables,
@@ -93,7 +93,7 @@ def _sums(
     return {"loss": (loss, count), "accuracy": (hits, count)}
 
 
-def _with_aux(found: Sums, aux: dict[str, jax.Array], count: jax.Array) -> Sums:
+def with_aux(found: Sums, aux: dict[str, jax.Array], count: jax.Array) -> Sums:
     """The sums, with what the blocks add to the loss of every token, and their metrics."""
     extra = {name: (value * count, count) for name, value in aux.items()}
     if "loss" in extra:
@@ -101,7 +101,7 @@ def _with_aux(found: Sums, aux: dict[str, jax.Array], count: jax.Array) -> Sums:
     return {**found, **extra}
 
 
-def _one_f_one_b(
+def one_f_one_b(
     config: Config,
     model: nn.Module,
     variables: Variables,
@@ -120,7 +120,7 @@ def _one_f_one_b(
         own = {"params": rest}
         hidden_BTD: Any = model.apply(own, carry[0], method="states")
         rows = pipeline.rows((targets_BT, mask_BT), part, parts, targets_BT.shape[0])
-        found = _sums(config, model, own, hidden_BTD, *rows)
+        found = head_sums(config, model, own, hidden_BTD, *rows)
         return found["loss"][0], found
 
     # A microbatch counts as its share of the tokens of the batch would, were all the same.
@@ -132,7 +132,7 @@ def _one_f_one_b(
     )
     count = found["loss"][1]
     metrics = {name: value for name, value in aux.items() if name != "loss"}
-    return _with_aux({**found, "loss": (loss, count)}, metrics, count)
+    return with_aux({**found, "loss": (loss, count)}, metrics, count)
 
 
 def _over_chunks(chunk: Any, chunks: int, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -137,8 +137,11 @@ class Model(Layer):
     ) -> tuple[jax.Array, jax.Array | None, jax.Array]:
         """Positions, segments, and the input of the first block."""
         c = self.config
-        given = (tokens_BT, positions_BT, segments_BT, types_BT)
-        tokens_BT, positions_BT, segments_BT, types_BT = (_own_columns(x_BT) for x_BT in given)
+        tokens_BT = _own_columns(tokens_BT)
+        positions_BT, segments_BT, types_BT = (
+            None if x_BT is None else _own_columns(x_BT)
+            for x_BT in (positions_BT, segments_BT, types_BT)
+        )
         if segments_BT is None and c.pad_token >= 0:
             segments_BT = (tokens_BT != c.pad_token).astype(jnp.int32)
         if positions_BT is None:
@@ -261,10 +264,10 @@ class Model(Layer):
         return logits if pair_B2 is None else (logits, pair_B2)
 
 
-def _own_columns(x_BT: jax.Array | None) -> jax.Array | None:
+def _own_columns(x_BT: jax.Array) -> jax.Array:
     """This shard's positions of rows that every shard of `context` holds whole."""
     shards = axis_size("context")
-    if x_BT is None or shards == 1 or "context" in varying(x_BT):
+    if shards == 1 or "context" in varying(x_BT):
         return x_BT
     order(x_BT.shape[1], shards, current_rules().layout)  # raises where the shards do not divide
     return jnp.take(x_BT, columns(x_BT.shape[1] // shards), axis=1)

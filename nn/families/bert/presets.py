@@ -6,8 +6,12 @@ import dataclasses
 
 from nn.families.bert.config import Config
 
+
+def _large(config: Config) -> Config:
+    return dataclasses.replace(config, dim=1024, num_layers=24, num_heads=16)
+
+
 _BERT = Config(dropout=0.1, attention_dropout=0.1, head="masked_token_and_next_sentence")
-_LARGE = {"dim": 1024, "num_layers": 24, "num_heads": 16}
 # Positions are counted from 2, past padding, whose token is 1.
 _ROBERTA = dataclasses.replace(
     _BERT,
@@ -43,9 +47,9 @@ _MODERN = Config(
 
 PRESETS = {
     "bert-base": _BERT,
-    "bert-large": dataclasses.replace(_BERT, **_LARGE),
+    "bert-large": _large(_BERT),
     "roberta-base": _ROBERTA,
-    "roberta-large": dataclasses.replace(_ROBERTA, **_LARGE),
+    "roberta-large": _large(_ROBERTA),
     "distilbert-base": dataclasses.replace(
         _BERT, token_types=0, num_layers=6, pool_activation="relu", head="masked_token"
     ),
@@ -53,7 +57,7 @@ PRESETS = {
         _ELECTRA, dim=256, num_heads=4, mlp_dim=1024, embed_dim=128
     ),
     "electra-base": _ELECTRA,
-    "electra-large": dataclasses.replace(_ELECTRA, **_LARGE),
+    "electra-large": _large(_ELECTRA),
     "modernbert-base": _MODERN,
     "modernbert-large": dataclasses.replace(
         _MODERN, dim=1024, num_layers=28, num_heads=16, mlp_dim=2624
