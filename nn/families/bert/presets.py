@@ -8,10 +8,16 @@ from nn.families.bert.config import Config
 
 
 def _large(config: Config) -> Config:
-    return dataclasses.replace(config, dim=1024, num_layers=24, num_heads=16)
+    return dataclasses.replace(config, dim=1024, num_layers=24, num_heads=16, mlp_dim=4096)
 
 
-_BERT = Config(dropout=0.1, attention_dropout=0.1, head="masked_token_and_next_sentence")
+_BERT = Config(
+    pad_token=0,
+    mlp_dim=3072,
+    dropout=0.1,
+    attention_dropout=0.1,
+    head="masked_token_and_next_sentence",
+)
 # Positions are counted from 2, past padding, whose token is 1.
 _ROBERTA = dataclasses.replace(
     _BERT,
@@ -28,6 +34,7 @@ _MODERN = Config(
     vocab_size=50368,
     context_length=8192,
     token_types=0,
+    pad_token=50283,
     num_layers=22,
     mlp_dim=1152,
     activation="geglu",
