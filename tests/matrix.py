@@ -53,6 +53,7 @@ EXPERTS = dataclasses.replace(
 )
 VARIANTS = {"transformer": GPT, "transformer with experts": EXPERTS}
 WITH_EXPERTS = {"transformer with experts"}
+OF_KNOWN_PARTS = {"bert"}  # families of parts that another brings to the matrix
 
 
 def names() -> list[str]:

@@ -17,6 +17,17 @@ from tests import parallel_cases as cases
 
 NAMES = cases.family_names()
 COUNTS = {
+    ("bert", "bert-base"): 110_106_428,
+    ("bert", "bert-large"): 336_226_108,
+    ("bert", "roberta-base"): 124_697_433,
+    ("bert", "roberta-large"): 355_412_057,
+    ("bert", "distilbert-base"): 66_985_530,
+    ("bert", "electra-small"): 13_549_057,
+    ("bert", "electra-base"): 109_483_009,
+    ("bert", "electra-large"): 335_142_913,
+    # One norm more than is published, which the first layer has and does not use.
+    ("bert", "modernbert-base"): 149_655_232 + 768,
+    ("bert", "modernbert-large"): 395_881_664 + 1024,
     ("transformer", "gpt2"): 124_439_808,
     ("transformer", "gpt2-xl"): 1_557_611_200,
     ("transformer", "llama3-8b"): 8_030_261_248,
