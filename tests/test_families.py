@@ -19,6 +19,17 @@ NAMES = cases.family_names()
 # As published; of models that transformers has, its own count of the same config.json.
 COUNTS = {
     ("transformer", "gpt"): 116_534_784,
+    ("bert", "bert-base"): 110_106_428,
+    ("bert", "bert-large"): 336_226_108,
+    ("bert", "roberta-base"): 124_697_433,
+    ("bert", "roberta-large"): 355_412_057,
+    ("bert", "distilbert-base"): 66_985_530,
+    ("bert", "electra-small"): 13_549_057,
+    ("bert", "electra-base"): 109_483_009,
+    ("bert", "electra-large"): 335_142_913,
+    # One norm more than is published, which the first layer has and does not use.
+    ("bert", "modernbert-base"): 149_655_232 + 768,
+    ("bert", "modernbert-large"): 395_881_664 + 1024,
     ("transformer", "gpt2"): 124_439_808,
     ("transformer", "gpt2-medium"): 354_823_168,
     ("transformer", "gpt2-large"): 774_030_080,
