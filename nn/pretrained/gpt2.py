@@ -8,15 +8,15 @@ embedding table and not stored, unless the config unties it. The masks `attn.bia
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
-
-import numpy as np
 
 from nn import names
 from nn.families.transformer import Config
-from nn.pretrained.table import Params, Row, Table, dense, read, require
+from nn.pretrained.table import Row, Table, dense, prefix, read, require
 
+MODEL_TYPES = ("gpt2",)
+FAMILY = "transformer"
 # What the format means when config.json leaves a key out.
 DEFAULTS: Mapping[str, Any] = {
     "model_type": "gpt2",
@@ -118,34 +118,21 @@ def config_to(config: Config) -> dict[str, Any]:
     }
 
 
-def to_ours(tensors: Mapping[str, np.ndarray], config: Config) -> Params:
-    """Parameters of `nn.families.transformer` from the tensors of a file.
+def table(config: Config, names: Iterable[str] | None = None) -> Table:
+    """What lies where; older files leave "transformer." out.
 
     Raises:
-      ValueError: a tensor is missing, unknown or of the wrong shape.
+      ValueError: a GPT-2 cannot have a value of `config`.
     """
-    prefixed = any(name.startswith("transformer.") for name in tensors)
-    return _table(config, "transformer." if prefixed else "").to_ours(tensors)
-
-
-def from_ours(params: Params, config: Config) -> dict[str, np.ndarray]:
-    """The tensors of a file, with "transformer." in front as transformers writes them.
-
-    Raises:
-      ValueError: a parameter is missing, unknown or of the wrong shape.
-    """
-    return _table(config, "transformer.").from_ours(params)
-
-
-def _table(config: Config, prefix: str) -> Table:
-    config_to(config)  # refuses what a GPT-2 cannot be
+    config_to(config)
+    base = prefix(names, "transformer.")
     D, H, K = config.dim, config.num_heads, config.head_width
     F = config.mlp_dim or 4 * D
-    h, attention = f"{prefix}h.{{}}", "blocks/attention"
+    h, attention = f"{base}h.{{}}", "blocks/attention"
     qkv = [f"{attention}/{name}" for name in ("query", "key", "value")]
     rows = [
-        Row(f"{prefix}wte.weight", ("embed/embedding",), (config.vocab_size, D)),
-        Row(f"{prefix}wpe.weight", ("positions/embedding",), (config.context_length, D)),
+        Row(f"{base}wte.weight", ("embed/embedding",), (config.vocab_size, D)),
+        Row(f"{base}wpe.weight", ("positions/embedding",), (config.context_length, D)),
         *_norm(f"{h}.ln_1", "blocks/attention_norm", D),
         Row(f"{h}.attn.c_attn.weight", tuple(f"{x}_kernel" for x in qkv), (D, H, K), (D, H * K)),
         Row(f"{h}.attn.c_attn.bias", tuple(f"{x}_bias" for x in qkv), (H, K), (H * K,)),
@@ -156,11 +143,11 @@ def _table(config: Config, prefix: str) -> Table:
         Row(f"{h}.mlp.c_fc.bias", ("blocks/mlp/up/bias",), (F,)),
         Row(f"{h}.mlp.c_proj.weight", ("blocks/mlp/down/kernel",), (F, D)),
         Row(f"{h}.mlp.c_proj.bias", ("blocks/mlp/down/bias",), (D,)),
-        *_norm(f"{prefix}ln_f", "final_norm", D),
+        *_norm(f"{base}ln_f", "final_norm", D),
     ]
     if not config.tie_embeddings:
         rows += dense("lm_head", "output/kernel", (D, config.vocab_size), 1)
-    copies = {"lm_head.weight": f"{prefix}wte.weight"} if config.tie_embeddings else {}
+    copies = {"lm_head.weight": f"{base}wte.weight"} if config.tie_embeddings else {}
     masks = r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias"
     return Table(tuple(rows), config.num_layers, masks, copies)
 

@@ -8,16 +8,16 @@ Newer configs keep the rotary options in `rope_parameters`, older ones in `rope_
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
-
-import numpy as np
 
 from nn import names
 from nn.families.transformer import Config
 from nn.pretrained import decoder
-from nn.pretrained.table import Params, Table, dense, read, require
+from nn.pretrained.table import Table, dense, read, require
 
+MODEL_TYPES = ("llama",)
+FAMILY = "transformer"
 # What the format means when config.json leaves a key out.
 DEFAULTS: Mapping[str, Any] = {
     "model_type": "llama",
@@ -124,26 +124,13 @@ def config_to(config: Config) -> dict[str, Any]:
     }
 
 
-def to_ours(tensors: Mapping[str, np.ndarray], config: Config) -> Params:
-    """Parameters of `nn.families.transformer` from the tensors of a file.
+def table(config: Config, names: Iterable[str] | None = None) -> Table:
+    """What lies where.
 
     Raises:
-      ValueError: a tensor is missing, unknown or of the wrong shape.
+      ValueError: a Llama cannot have a value of `config`.
     """
-    return _table(config).to_ours(tensors)
-
-
-def from_ours(params: Params, config: Config) -> dict[str, np.ndarray]:
-    """The tensors of a file, named as transformers writes them.
-
-    Raises:
-      ValueError: a parameter is missing, unknown or of the wrong shape.
-    """
-    return _table(config).from_ours(params)
-
-
-def _table(config: Config) -> Table:
-    config_to(config)  # refuses what a Llama cannot be
+    config_to(config)
     D, F = config.dim, config.mlp_width
     rows = []
     for name, matrix in (("gate", (D, F)), ("up", (D, F)), ("down", (F, D))):

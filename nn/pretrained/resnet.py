@@ -9,7 +9,7 @@ count that nothing uses; it is written as 0.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,8 @@ import numpy as np
 from nn.families.resnet import EXPANSION, Config
 from nn.pretrained.table import Row, Table, dense, read, require
 
-Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}
-
+MODEL_TYPES = ("resnet",)
+FAMILY = "resnet"
 # What the format means when config.json leaves a key out.
 DEFAULTS: Mapping[str, Any] = {
     "model_type": "resnet",
@@ -92,27 +92,6 @@ def config_to(config: Config) -> dict[str, Any]:
     }
 
 
-def to_ours(tensors: Mapping[str, np.ndarray], config: Config) -> Variables:
-    """Variables of `nn.families.resnet` from the tensors of a file.
-
-    Raises:
-      ValueError: a tensor is missing, unknown or of the wrong shape.
-    """
-    return _table(config).to_ours(tensors)
-
-
-def from_ours(variables: Variables, config: Config) -> dict[str, np.ndarray]:
-    """The tensors of a file, from variables of plain (unboxed) arrays.
-
-    Raises:
-      ValueError: a variable is missing, unknown or of the wrong shape.
-    """
-    found = _table(config).from_ours(variables)
-    ends = "running_mean"
-    norms = [name.removesuffix(ends) for name in found if name.endswith(ends)]
-    return found | {f"{name}{TRACKED}": np.zeros((), np.int64) for name in norms}
-
-
 def _sizes(config: Config) -> tuple[int, ...]:
     return tuple(config.features(stage) for stage in range(len(config.stages)))
 
@@ -132,8 +111,13 @@ class _Kernel(Row):
         return np.ascontiguousarray(leaves[0].transpose(3, 2, 0, 1))
 
 
-def _table(config: Config) -> Table:
-    config_to(config)  # refuses what a file cannot hold
+def table(config: Config, names: Iterable[str] | None = None) -> Table:
+    """What lies where.
+
+    Raises:
+      ValueError: a file of this format cannot have a value of `config`.
+    """
+    config_to(config)
     rows = _unit(
         "resnet.embedder.embedder", "stem_conv", "stem_norm", 7, config.in_channels, config.width
     )
@@ -157,7 +141,10 @@ def _table(config: Config) -> Table:
             width = wide
     head = (width, config.num_classes)
     rows += dense("classifier.1", "params/output/kernel", head, 1, "params/output/bias")
-    return Table(tuple(rows), layers=0, ignored=rf".*\.{TRACKED}")
+    ends = ".running_mean"
+    norms = [row.file.removesuffix(ends) for row in rows if row.file.endswith(ends)]
+    counts = {f"{norm}.{TRACKED}": np.zeros((), np.int64) for norm in norms}
+    return Table(tuple(rows), layers=0, ignored=rf".*\.{TRACKED}", constants=counts)
 
 
 def _unit(theirs: str, conv: str, norm: str, size: int, width: int, features: int) -> list[Row]:

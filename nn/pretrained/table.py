@@ -1,7 +1,8 @@
-"""What the tables of decoder formats share: rows that say which tensor of a file is which leaf.
+"""What the tables of formats are made of: rows that say which tensor of a file is which leaf.
 
 A table is read in both directions, so that what is loaded can be saved again as it was. Arrays keep
-the dtype that they come with. Nothing here reads or writes a file.
+the dtype that they come with. Nothing here reads or writes a file: the tensors of one are a mapping
+from names to arrays, which may be mapped from disk, and a `Leaf` touches only what is asked for.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,10 @@ class Row:
     shape: of each of those leaves, in one layer.
     matrix: its shape with dimensions merged as in the file, before a transpose; `shape` by default.
     transpose: the file holds (out, in) where ours is (in, out).
+    layers: the numbers that the first "{}" takes, where they are not all those of the table: of an
+      encoder beside a decoder, of every second layer.
+
+    A kind of row of its own overrides `file_shape`, `split` and `join`.
     """
 
     file: str
@@ -37,6 +42,7 @@ class Row:
     shape: tuple[int, ...]
     matrix: tuple[int, ...] = ()
     transpose: bool = False
+    layers: Sequence[int] = ()
 
     @property
     def stacked(self) -> bool:
@@ -49,7 +55,11 @@ class Row:
         return fused[::-1] if self.transpose else fused
 
     def split(self, tensor: np.ndarray) -> list[np.ndarray]:
-        """A tensor of the file as views of the shape of our leaves, in the order of `ours`."""
+        """A tensor of the file as our leaves, in the order of `ours`.
+
+        They are views of it where that can be: of a tensor that is mapped from disk, only what is
+        then sliced out of a view is read.
+        """
         turned = tensor.T if self.transpose else tensor
         return [part.reshape(self.shape) for part in np.split(turned, len(self.ours), axis=-1)]
 
@@ -61,12 +71,52 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
-    """rows: the tensors of the file; layers: how many there are of those with "{}".
+class Leaf:
+    """One leaf of ours as it lies in the tensors of a file; `read` reads what it is asked for.
 
-    ignored: pattern of tensors that a file may hold too and that mean nothing.
+    place: which of the leaves of the row. numbers: of layers and experts, one per stacked
+    dimension. tensors: by the names of rows.
+    """
+
+    row: Row
+    place: int
+    numbers: tuple[Sequence[int], ...]
+    tensors: Callable[[str], np.ndarray]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*map(len, self.numbers), *self.row.shape)
+
+    def read(self, index: tuple[slice, ...] = (), dtype: Any = None) -> np.ndarray:
+        """leaf[index], contiguous, tensor by tensor; slices have a step of 1.
+
+        dtype: of the result; that of the file by default.
+        """
+        whole = (slice(None),) * len(self.shape)
+        pairs = zip((*index, *whole[len(index) :]), self.shape, strict=True)
+        ranges = [range(size)[part] for part, size in pairs]
+        depth, found = len(self.numbers), None
+        inner = tuple(slice(r.start, r.stop) for r in ranges[depth:])
+        for at in np.ndindex(*map(len, ranges[:depth])):
+            number = [self.numbers[d][ranges[d][i]] for d, i in enumerate(at)]
+            tensor = self.tensors(self.row.file.format(*number))
+            part = self.row.split(tensor)[self.place][inner]
+            if found is None:
+                found = np.empty([len(r) for r in ranges], dtype or part.dtype)
+            found[at] = part
+        return np.empty([len(r) for r in ranges], dtype) if found is None else found
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    r"""rows: the tensors of the file; layers: how many there are of those with "{}".
+
+    ignored: pattern of whole names of tensors that a file may hold too and that mean nothing.
     copies: tensors that a file may hold too -> the one that each must be equal to.
     experts: how many there are of those with a second "{}" in each layer.
+    legacy: (pattern, replacement) of parts of names, which make older names those of rows:
+      ((r"LayerNorm\.gamma$", "LayerNorm.weight"),).
+    constants: tensors that are written and, being `ignored`, never read.
     """
 
     rows: tuple[Row, ...]
@@ -74,35 +124,68 @@ class Table:
     ignored: str = ""
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     experts: int = 0
+    legacy: tuple[tuple[str, str], ...] = ()
+    constants: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
-    def to_ours(self, tensors: Mapping[str, np.ndarray]) -> Params:
-        """Our parameters, layers stacked. Each tensor is asked for once, one at a time.
+    def leaves(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Leaf]:
+        """Our leaves by path. Reads names and shapes, and the values of copies.
 
         Raises:
           ValueError: a tensor is missing, unknown or of the wrong shape, or a copy is none.
         """
+        theirs = renamed(tensors, self.legacy)
         expected = [name for row in self.rows for _, name in self._file_names(row)]
-        optional = {n for n in tensors if n in self.copies or re.fullmatch(self.ignored, n)}
-        _same_names("tensor", expected, tensors.keys() - (optional - set(expected)))
-        found: dict[str, np.ndarray] = {}
+        optional = {n for n in theirs if n in self.copies or re.fullmatch(self.ignored, n)}
+        _same_names("tensor", expected, theirs.keys() - (optional - set(expected)))
         for row in self.rows:
-            for index, name in self._file_names(row):
-                tensor = tensors[name]
-                _same_shape("tensor", name, tensor.shape, row.file_shape)
-                for path, part in zip(row.ours, row.split(tensor), strict=True):
-                    if not row.stacked:
-                        found[path] = np.ascontiguousarray(part)
-                        continue
-                    if path not in found:
-                        found[path] = np.empty((*self._counts(row), *row.shape), part.dtype)
-                    found[path][index] = part
+            for _, name in self._file_names(row):
+                _same_shape("tensor", name, tensors[theirs[name]].shape, row.file_shape)
         for copy, original in self.copies.items():
-            if copy in tensors and not np.array_equal(tensors[copy], tensors[original]):
+            if copy in theirs and not np.array_equal(
+                tensors[theirs[copy]], tensors[theirs[original]]
+            ):
                 raise ValueError(
                     f"tensor {copy!r} differs from {original!r}, to which the config ties it; "
                     f"nearest: tie_word_embeddings=false"
                 )
-        return _nest(found)
+        return {
+            path: Leaf(row, place, self._numbers(row), lambda name: tensors[theirs[name]])
+            for row in self.rows
+            for place, path in enumerate(row.ours)
+        }
+
+    def to_ours(self, tensors: Mapping[str, np.ndarray]) -> Params:
+        """Our parameters, layers stacked.
+
+        Raises:
+          ValueError: what `leaves` refuses.
+        """
+        return nest({path: leaf.read() for path, leaf in self.leaves(tensors).items()})
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every leaf of ours, by path."""
+        counts = [(row, tuple(map(len, self._numbers(row)))) for row in self.rows]
+        return {path: (*count, *row.shape) for row, count in counts for path in row.ours}
+
+    def tensors(self, read: Callable[[str], np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+        """The tensors of the file, by name, in the order of the rows, one at a time.
+
+        read: the leaf of a path; each is asked for once, those of a row together.
+        """
+        for row in self.rows:
+            leaves = [read(path) for path in row.ours]
+            for index, name in self._file_names(row):
+                yield name, row.join([leaf[index] for leaf in leaves])
+        yield from self.constants.items()
+
+    def sizes(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Of every tensor that `tensors` yields, in that order, the shape and a leaf that has its
+        dtype; "" for a constant."""
+        return {
+            name: (row.file_shape, row.ours[0])
+            for row in self.rows
+            for _, name in self._file_names(row)
+        } | {name: (x.shape, "") for name, x in self.constants.items()}
 
     def from_ours(self, params: Params) -> dict[str, np.ndarray]:
         """The tensors of the file, from parameters of plain (unboxed) arrays.
@@ -110,24 +193,56 @@ class Table:
         Raises:
           ValueError: a leaf is missing, unknown or of the wrong shape.
         """
-        leaves = {path: np.asarray(leaf) for path, leaf in _flatten(params)}
-        _same_names("parameter", [path for row in self.rows for path in row.ours], leaves)
-        found = {}
-        for row in self.rows:
-            shape = (*self._counts(row), *row.shape)
-            for path in row.ours:
-                _same_shape("parameter", path, leaves[path].shape, shape)
-            for index, name in self._file_names(row):
-                found[name] = row.join([leaves[path][index] for path in row.ours])
-        return found
+        leaves = flatten(params)
+        self.check(leaves)
+        return dict(self.tensors(lambda path: np.asarray(leaves[path])))
 
-    def _counts(self, row: Row) -> tuple[int, ...]:
-        return (self.layers, self.experts)[: row.file.count("{}")]
+    def check(self, leaves: Mapping[str, Any]) -> None:
+        """Raises ValueError for a leaf of ours that is missing, unknown or of the wrong shape."""
+        shapes = self.shapes()
+        _same_names("parameter", shapes, leaves)
+        for path, shape in shapes.items():
+            _same_shape("parameter", path, leaves[path].shape, shape)
+
+    def _numbers(self, row: Row) -> tuple[Sequence[int], ...]:
+        all_ = (row.layers or range(self.layers), range(self.experts))
+        return all_[: row.file.count("{}")]
 
     def _file_names(self, row: Row) -> list[tuple[tuple[int, ...], str]]:
         """Of each tensor of a row, its index among those that are stacked, and its name."""
-        indices = itertools.product(*map(range, self._counts(row)))
-        return [(index, row.file.format(*index)) for index in indices]
+        numbers = self._numbers(row)
+        indices = itertools.product(*(range(len(n)) for n in numbers))
+        return [
+            (index, row.file.format(*(n[i] for n, i in zip(numbers, index, strict=True))))
+            for index in indices
+        ]
+
+
+def renamed(names_: Iterable[str], legacy: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Today's name of each tensor -> its name in the file.
+
+    legacy: (pattern, replacement), each applied to what those before it made of a name.
+
+    Raises:
+      ValueError: two tensors get one name.
+    """
+    found: dict[str, str] = {}
+    for name in names_:
+        new = name
+        for pattern, replacement in legacy:
+            new = re.sub(pattern, replacement, new)
+        if new in found:
+            raise ValueError(f"tensors {found[new]!r} and {name!r} are both {new!r}; keep one")
+        found[new] = name
+    return found
+
+
+def prefix(names_: Iterable[str] | None, base: str) -> str:
+    """`base`, such as "transformer.", where it begins a name; "" for a file that leaves it out.
+
+    names_: of the tensors of the file; None for one that we write, with it.
+    """
+    return base if names_ is None or any(name.startswith(base) for name in names_) else ""
 
 
 def dense(file: str, ours: str, shape: tuple[int, ...], inputs: int, bias: str = "") -> list[Row]:
@@ -143,17 +258,21 @@ def dense(file: str, ours: str, shape: tuple[int, ...], inputs: int, bias: str =
     return rows
 
 
-def read(raw: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+def read(
+    raw: Mapping[str, Any], defaults: Mapping[str, Any], model_types: Sequence[str] = ()
+) -> dict[str, Any]:
     """The content of a config.json with what it leaves out filled in.
 
     defaults: what the format says of every key that is used, model_type among them. A key that is
       not there (tokens, tasks, versions) says nothing about the numbers and is left out.
+    model_types: those that the format reads; that of `defaults` only by default.
 
     Raises:
       ValueError: another model_type, a quantised file, or a value of another type.
     """
     if "model_type" in raw:
-        names.lookup("model_type", str(raw["model_type"]), {defaults["model_type"]: None})
+        known = dict.fromkeys(model_types or (defaults["model_type"],))
+        names.lookup("model_type", str(raw["model_type"]), known)
     if "quantization_config" in raw and raw["quantization_config"] is not None:
         raise ValueError("quantization_config: quantised tensors are not read; use a float file")
     values = dict(defaults) | {key: raw[key] for key in raw if key in defaults}
@@ -191,15 +310,17 @@ def _same_shape(kind: str, name: str, shape: tuple[int, ...], wanted: tuple[int,
         raise ValueError(f"{kind} {name!r} has shape {tuple(shape)}; the config makes it {wanted}")
 
 
-def _flatten(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """The leaves of nested dicts by path, "blocks/mlp/up/kernel"."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{path}{key}/")
-        else:
-            yield f"{path}{key}", value
+        inside = isinstance(value, Mapping)
+        found |= flatten(value, f"{path}{key}/") if inside else {f"{path}{key}": value}
+    return found
 
 
-def _nest(leaves: Mapping[str, np.ndarray]) -> Params:
+def nest(leaves: Mapping[str, Any]) -> Params:
+    """The reverse of `flatten`."""
     tree: Params = {}
     for path, leaf in leaves.items():
         *folders, name = path.split("/")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from nn import losses
 from nn.families.transformer import Model
-from nn.pretrained import gpt2, llama, mixtral
+from nn.pretrained import Format, find, from_ours, to_ours
 from tests.golden_store import Record
 
 
@@ -19,8 +17,8 @@ def tolerance(variant: str) -> dict[str, float]:
     return {"": 1e-5, "grad/": 2e-5}
 
 
-def format_of(record: Record) -> ModuleType:
-    return {"gpt2": gpt2, "llama": llama, "mixtral": mixtral}[record.about["config"]["model_type"]]
+def format_of(record: Record) -> Format:
+    return find(record.about["config"]["model_type"])
 
 
 def file_of(record: Record) -> dict[str, np.ndarray]:
@@ -33,7 +31,7 @@ def compute(variant: str, record: Record) -> dict[str, np.ndarray]:
     """Logits, loss, and its gradient for every tensor under the file's name."""
     table = format_of(record)
     config = table.config_from(record.about["config"])
-    params = table.to_ours(file_of(record), config)
+    params = to_ours(table, file_of(record), config)
     ids = jnp.asarray(record.inputs["ids"])
 
     def loss(params: dict[str, object]) -> tuple[jax.Array, jax.Array]:
@@ -44,7 +42,7 @@ def compute(variant: str, record: Record) -> dict[str, np.ndarray]:
         return value + aux.get("loss", 0.0), logits
 
     (value, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
-    saved = table.from_ours(gradients, config)
+    saved = from_ours(table, gradients, config)
     return {
         "loss": np.asarray(value),
         "logits": np.asarray(logits),

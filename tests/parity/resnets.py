@@ -10,7 +10,7 @@ import numpy as np
 
 from nn import losses
 from nn.families.resnet import Model
-from nn.pretrained import resnet
+from nn.pretrained import from_ours, resnet, to_ours
 from tests.golden_store import Record
 
 
@@ -33,7 +33,7 @@ def compute(variant: str, record: Record) -> dict[str, np.ndarray]:
 def outputs(record: Record, dtype: Any) -> dict[str, np.ndarray]:
     """What the record holds, computed in `dtype` and rounded to float32."""
     config = resnet.config_from(record.about["config"])
-    variables = resnet.to_ours(file_of(record), config)
+    variables = to_ours(resnet, file_of(record), config)
     images, labels = jnp.asarray(record.inputs["images"]), jnp.asarray(record.inputs["labels"])
 
     def loss(params: Any) -> tuple[jax.Array, Any]:
@@ -44,7 +44,7 @@ def outputs(record: Record, dtype: Any) -> dict[str, np.ndarray]:
 
     gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (value, (logits, updated)), gradients = gradient(variables["params"])
-    after = resnet.from_ours({"params": gradients, **updated}, config)
+    after = from_ours(resnet, {"params": gradients, **updated}, config)
     found = {
         "eval": jax.jit(Model(config, dtype).apply)(variables, images),
         "train": logits,

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from nn.families.transformer import Model
 from nn.parallel import unbox
-from nn.pretrained import gpt2, llama, mixtral
+from nn.pretrained import find, from_ours
 from tests.peers import decoders
 from tests.peers.packages import array, tensor
 
@@ -23,8 +23,7 @@ from tests.peers.packages import array, tensor
 @pytest.mark.parametrize("variant", decoders.VARIANTS)
 def test_transformers_loads_our_export(variant: str, seed: int, tmp_path: Path) -> None:
     """A model of ours that never saw theirs: initialised, perturbed, written, read, compared."""
-    tables = {"gpt2": gpt2, "llama": llama, "mixtral": mixtral}
-    table = tables[variant.partition("_")[0]]
+    table = find(variant.partition("_")[0])
     config = table.config_from(decoders.OPTIONS[variant])
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, config.vocab_size, (decoders.BATCH, decoders.LENGTH))
@@ -35,7 +34,7 @@ def test_transformers_loads_our_export(variant: str, seed: int, tmp_path: Path) 
     logits = Model(config).apply({"params": params}, jnp.asarray(ids))
 
     save_file(
-        table.from_ours(params, config), tmp_path / "model.safetensors", metadata={"format": "pt"}
+        from_ours(table, params, config), tmp_path / "model.safetensors", metadata={"format": "pt"}
     )
     (tmp_path / "config.json").write_text(json.dumps(table.config_to(config)), encoding="utf-8")
     theirs, report = transformers.AutoModelForCausalLM.from_pretrained(

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from nn.families.resnet import Model
 from nn.parallel import unbox
-from nn.pretrained import resnet
+from nn.pretrained import from_ours, resnet
 from tests.peers import resnets
 from tests.peers.packages import array, tensor
 
@@ -34,7 +34,7 @@ def test_transformers_loads_our_export(variant: str, seed: int, tmp_path: Path) 
     )
     logits = jax.jit(Model(config).apply)(variables, jnp.asarray(images))
 
-    tensors = resnet.from_ours(variables, config)
+    tensors = from_ours(resnet, variables, config)
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text(json.dumps(resnet.config_to(config)), encoding="utf-8")
     theirs, report = transformers.AutoModelForImageClassification.from_pretrained(

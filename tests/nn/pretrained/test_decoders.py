@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-from typing import Any
 
 import jax
 import numpy as np
@@ -12,23 +10,24 @@ import pytest
 
 from nn.families import transformer
 from nn.parallel import unbox
+from nn.pretrained import Format, from_ours, to_ours
 from tests import golden_store
-from tests.parity.decoders import file_of
+from tests.parity.decoders import file_of, format_of
 
 RECORDS = [name for name in golden_store.names() if name.startswith("decoders.")]
 
 
-def opened(name: str) -> tuple[Any, transformer.Config, dict[str, np.ndarray]]:
-    """Table, config and tensors of a record, decoders.FORMAT or decoders.FORMAT_WHAT."""
+def opened(name: str) -> tuple[Format, transformer.Config, dict[str, np.ndarray]]:
+    """Format, config and tensors of a record."""
     record = golden_store.load(name)
-    table = importlib.import_module(f"nn.pretrained.{name.split('.')[1].split('_')[0]}")
+    table = format_of(record)
     return table, table.config_from(record.about["config"]), file_of(record)
 
 
 @pytest.mark.parametrize("name", RECORDS)
 def test_load_and_save_is_the_identity(name: str) -> None:
     table, config, file = opened(name)
-    saved = table.from_ours(table.to_ours(file, config), config)
+    saved = from_ours(table, to_ours(table, file, config), config)
     assert saved.keys() == file.keys()
     for tensor, x in file.items():
         np.testing.assert_array_equal(saved[tensor], x, err_msg=tensor, strict=True)
@@ -42,5 +41,5 @@ def test_parameters_are_those_of_the_model(name: str) -> None:
     model = transformer.Model(config)
     made = jax.eval_shape(model.init, jax.random.key(0), *transformer.example(config, 1))
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), unbox(made)["params"])
-    ours = table.to_ours(file, config)
+    ours = to_ours(table, file, config)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), ours) == shapes

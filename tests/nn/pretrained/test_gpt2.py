@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nn.families import transformer
-from nn.pretrained import gpt2
+from nn.pretrained import from_ours, gpt2, to_ours
 from tests import golden_store
 from tests.parity.decoders import file_of
 
@@ -58,16 +58,16 @@ def test_files_as_published() -> None:
         f"h.{i}.attn.{b}": np.ones((1, 1, 11, 11)) for i in (0, 1) for b in ("bias", "masked_bias")
     }
     copy = {"lm_head.weight": bare["wte.weight"]}
-    ours = gpt2.to_ours(bare | masks | copy, CONFIG)
+    ours = to_ours(gpt2, bare | masks | copy, CONFIG)
     assert ours["blocks"]["attention"]["key_kernel"].dtype == np.float16
-    same(gpt2.from_ours(ours, CONFIG), {k: x.astype(np.float16) for k, x in FILE.items()})
+    same(from_ours(gpt2, ours, CONFIG), {k: x.astype(np.float16) for k, x in FILE.items()})
     with pytest.raises(ValueError, match="'lm_head.weight' differs from 'wte.weight', to which"):
-        gpt2.to_ours(bare | {"lm_head.weight": copy["lm_head.weight"] + 1}, CONFIG)
+        to_ours(gpt2, bare | {"lm_head.weight": copy["lm_head.weight"] + 1}, CONFIG)
 
 
 def test_where_the_fused_kernel_goes() -> None:
     """Queries, keys and values in that order, heads within each; layer 1, head 2."""
-    ours = gpt2.to_ours(FILE, CONFIG)["blocks"]["attention"]
+    ours = to_ours(gpt2, FILE, CONFIG)["blocks"]["attention"]
     fused = FILE["transformer.h.1.attn.c_attn.weight"]
     for i, name in enumerate(("query", "key", "value")):
         own = fused[:, 12 * i + 8 : 12 * i + 12]
@@ -102,7 +102,7 @@ def test_where_the_fused_kernel_goes() -> None:
 def test_wrong_files(change: dict[str, np.ndarray | None], message: str) -> None:
     changed = {k: x for k, x in {**FILE, **change}.items() if x is not None}
     with pytest.raises(ValueError, match=message):
-        gpt2.to_ours(changed, CONFIG)
+        to_ours(gpt2, changed, CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -141,27 +141,27 @@ def test_wrong_configs(change: dict[str, object], message: str) -> None:
 )
 def test_configs_that_are_no_gpt2(change: dict[str, object], message: str) -> None:
     wrong = dataclasses.replace(CONFIG, **change)
-    ours = gpt2.to_ours(FILE, CONFIG)
+    ours = to_ours(gpt2, FILE, CONFIG)
     for call in (
         lambda: gpt2.config_to(wrong),
-        lambda: gpt2.to_ours(FILE, wrong),
-        lambda: gpt2.from_ours(ours, wrong),
+        lambda: to_ours(gpt2, FILE, wrong),
+        lambda: from_ours(gpt2, ours, wrong),
     ):
         with pytest.raises(ValueError, match=message):
             call()
 
 
 def test_wrong_parameters() -> None:
-    ours = gpt2.to_ours(FILE, CONFIG)
+    ours = to_ours(gpt2, FILE, CONFIG)
     with pytest.raises(ValueError, match="^missing parameter 'final_norm/bias'$"):
-        gpt2.from_ours(ours | {"final_norm": {"scale": ours["final_norm"]["scale"]}}, CONFIG)
+        from_ours(gpt2, ours | {"final_norm": {"scale": ours["final_norm"]["scale"]}}, CONFIG)
     with pytest.raises(ValueError, match="^unknown parameter 'output/kernel'"):
-        gpt2.from_ours(ours | {"output": {"kernel": np.zeros((12, 37))}}, CONFIG)
+        from_ours(gpt2, ours | {"output": {"kernel": np.zeros((12, 37))}}, CONFIG)
     more = dataclasses.replace(CONFIG, vocab_size=38)
     with pytest.raises(ValueError, match=r"'embed/embedding' has shape \(37, 12\); .* \(38, 12\)$"):
-        gpt2.from_ours(ours, more)
+        from_ours(gpt2, ours, more)
     more = dataclasses.replace(CONFIG, num_layers=3)
     with pytest.raises(
         ValueError, match=r"^parameter 'blocks/.* has shape \(2, 12\); .* \(3, 12\)$"
     ):
-        gpt2.from_ours(ours, more)
+        from_ours(gpt2, ours, more)

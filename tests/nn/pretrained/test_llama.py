@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nn.families import transformer
-from nn.pretrained import llama
+from nn.pretrained import from_ours, llama, to_ours
 from tests import golden_store
 from tests.parity.decoders import file_of
 
@@ -80,7 +80,7 @@ def test_rotary_options_of_every_age() -> None:
 
 def test_heads_are_split_as_in_the_file() -> None:
     """(out, in) with heads outermost in out; layer 2, query head 3, key head 1."""
-    ours = llama.to_ours(FILE, CONFIG)["blocks"]["attention"]
+    ours = to_ours(llama, FILE, CONFIG)["blocks"]["attention"]
     q, k, o = (FILE[f"model.layers.2.self_attn.{x}_proj.weight"] for x in "qko")
     np.testing.assert_array_equal(ours["query_kernel"][2, :, 3], q[18:24].T)
     np.testing.assert_array_equal(ours["key_kernel"][2, :, 1], k[6:12].T)
@@ -93,12 +93,12 @@ def test_tied_heads_and_old_buffers() -> None:
     assert config.tie_embeddings and "lm_head.weight" not in file
     table = file["model.embed_tokens.weight"]
     old = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(3)}
-    ours = llama.to_ours(file | old | {"lm_head.weight": table}, config)
+    ours = to_ours(llama, file | old | {"lm_head.weight": table}, config)
     assert "output" not in ours
     with pytest.raises(ValueError, match="ties it; nearest: tie_word_embeddings=false"):
-        llama.to_ours(file | {"lm_head.weight": -table}, config)
+        to_ours(llama, file | {"lm_head.weight": -table}, config)
     with pytest.raises(ValueError, match="^missing tensor 'lm_head.weight'$"):
-        llama.to_ours(file, dataclasses.replace(config, tie_embeddings=False))
+        to_ours(llama, file, dataclasses.replace(config, tie_embeddings=False))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_tied_heads_and_old_buffers() -> None:
 def test_wrong_files(change: dict[str, np.ndarray | None], message: str) -> None:
     changed = {k: x for k, x in {**FILE, **change}.items() if x is not None}
     with pytest.raises(ValueError, match=message):
-        llama.to_ours(changed, CONFIG)
+        to_ours(llama, changed, CONFIG)
 
 
 def scaled(**change: object) -> dict[str, object]:
@@ -163,11 +163,11 @@ def test_wrong_configs(change: dict[str, object], message: str) -> None:
 )
 def test_configs_that_are_no_llama(change: dict[str, object], message: str) -> None:
     wrong = dataclasses.replace(CONFIG, **change)
-    ours = llama.to_ours(FILE, CONFIG)
+    ours = to_ours(llama, FILE, CONFIG)
     for call in (
         lambda: llama.config_to(wrong),
-        lambda: llama.to_ours(FILE, wrong),
-        lambda: llama.from_ours(ours, wrong),
+        lambda: to_ours(llama, FILE, wrong),
+        lambda: from_ours(llama, ours, wrong),
     ):
         with pytest.raises(ValueError, match=message):
             call()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nn.families import transformer
-from nn.pretrained import mixtral
+from nn.pretrained import mixtral, to_ours
 from tests import golden_store
 from tests.parity.decoders import file_of
 
@@ -49,7 +49,7 @@ def test_published_config_is_the_preset() -> None:
 
 def test_experts_are_stacked_in_order() -> None:
     """Layer 1, expert 3: w1 is the gate, w2 goes down, w3 goes up; (out, in) in the file."""
-    ours = mixtral.to_ours(FILE, CONFIG)["blocks"]["moe"]
+    ours = to_ours(mixtral, FILE, CONFIG)["blocks"]["moe"]
     for name, own in (("w1", "gate"), ("w2", "down"), ("w3", "up")):
         theirs = FILE[f"model.layers.1.block_sparse_moe.experts.3.{name}.weight"]
         np.testing.assert_array_equal(ours[f"{own}_kernel"][1, 3], theirs.T)
@@ -64,7 +64,7 @@ def test_experts_are_stacked_in_order() -> None:
 )
 def test_files_with_a_hole(tensor: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        mixtral.to_ours({k: x for k, x in FILE.items() if k != tensor}, CONFIG)
+        to_ours(mixtral, {k: x for k, x in FILE.items() if k != tensor}, CONFIG)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +94,6 @@ def test_wrong_configs(change: dict[str, object], message: str) -> None:
 )
 def test_configs_that_are_no_mixtral(change: dict[str, object], message: str) -> None:
     wrong = dataclasses.replace(CONFIG, **change)
-    for call in (lambda: mixtral.config_to(wrong), lambda: mixtral.to_ours(FILE, wrong)):
+    for call in (lambda: mixtral.config_to(wrong), lambda: to_ours(mixtral, FILE, wrong)):
         with pytest.raises(ValueError, match=message):
             call()

@@ -13,7 +13,7 @@ import pytest
 from nn.families import resnet as family
 from nn.families.resnet import PRESETS
 from nn.parallel import unbox
-from nn.pretrained import resnet
+from nn.pretrained import from_ours, resnet, to_ours
 from tests import golden_store
 from tests.parity.resnets import file_of
 
@@ -41,14 +41,14 @@ PUBLISHED: dict[str, Any] = {
 def test_load_and_save_is_the_identity(name: str) -> None:
     record = golden_store.load(name)
     config = resnet.config_from(record.about["config"])
-    saved = resnet.from_ours(resnet.to_ours(file_of(record), config), config)
+    saved = from_ours(resnet, to_ours(resnet, file_of(record), config), config)
     counts = {key for key in saved if key.endswith("num_batches_tracked")}
     assert {saved[key].dtype for key in counts} == {np.dtype(np.int64)}
     assert saved.keys() - counts == file_of(record).keys()
     for key, x in file_of(record).items():
         np.testing.assert_array_equal(saved[key], x, err_msg=key, strict=True)
     # With the counts, as files have them.
-    resnet.to_ours(saved, config)
+    to_ours(resnet, saved, config)
     assert resnet.config_from(json.loads(json.dumps(resnet.config_to(config)))) == config
 
 
@@ -59,7 +59,7 @@ def test_variables_are_those_of_the_model(name: str) -> None:
     model = family.Model(config)
     made = jax.eval_shape(model.init, jax.random.key(0), *family.example(config, 1))
     made = {key: unbox(made[key]) for key in ("params", "batch_stats")}
-    ours = resnet.to_ours(file_of(record), config)
+    ours = to_ours(resnet, file_of(record), config)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), ours) == jax.tree.map(
         lambda x: (x.shape, x.dtype), made
     )
@@ -74,7 +74,7 @@ def test_published_configs_are_the_presets() -> None:
 
 
 def test_kernels_are_turned() -> None:
-    ours = resnet.to_ours(FILE, CONFIG)["params"]["stage_1_block_0"]["conv_1"]["kernel"]
+    ours = to_ours(resnet, FILE, CONFIG)["params"]["stage_1_block_0"]["conv_1"]["kernel"]
     theirs = FILE["resnet.encoder.stages.1.layers.0.layer.1.convolution.weight"]
     assert ours[2, 0, 1, 4] == theirs[4, 1, 2, 0]
 
@@ -93,7 +93,7 @@ NORM = "resnet.encoder.stages.1.layers.0.layer.1.normalization"
 def test_other_files_are_refused(change: dict[str, Any], message: str) -> None:
     tensors = {k: x for k, x in (FILE | change).items() if x is not None}
     with pytest.raises(ValueError, match=message):
-        resnet.to_ours(tensors, CONFIG)
+        to_ours(resnet, tensors, CONFIG)
 
 
 @pytest.mark.parametrize(
