@@ -56,7 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 SIBLINGS_APART = ("nn.families", "nn.pretrained")  # their files never import each other
 # What tables of names are made with, and what those of one lineage share.
-SHARED_BY_SIBLINGS = {"nn.pretrained.table", "nn.pretrained.decoder"}
+SHARED_BY_SIBLINGS = {"nn.pretrained.table", "nn.pretrained.decoder", "nn.pretrained.vision"}
 
 # What comes from outside, by the name that is imported; the standard library is free for launch.
 NN_OUTSIDE = {"jax", "flax", "optax", "numpy"}

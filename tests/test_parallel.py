@@ -42,15 +42,24 @@ def test_the_matrix_is_whole() -> None:
     assert {name for name, _ in runs} == set(matrix.names())
 
 
+# Families made of the transformer's blocks, and the meshes that show what is their own.
+OF_BLOCKS = {"vit"}
+SHOWN = {
+    *("pipe8", "context8", "tensor8"),
+    *("data2 x fsdp2 x tensor2", "pipe2 x context2 x tensor2"),
+}
+
+
 def _matrix() -> list[Any]:
     """All runs of the matrix; those that differ little from others are slow: dense families on the
-    axis of experts, which to them is another `data`, and experts where neither they nor the layers
-    are split."""
+    axis of experts, which to them is another `data`, experts where neither they nor the layers are
+    split, and families that are made of the same blocks on most meshes."""
     found = []
     for name, mesh in matrix.runs():
         split, experts = matrix.sizes_of(mesh), name in matrix.WITH_EXPERTS
         own = bool(split.keys() & {"expert", "pipe"}) if experts else "expert" not in split
-        marks = [] if own or len(split) == 1 else [pytest.mark.slow]
+        run = mesh in SHOWN if name in OF_BLOCKS else own or len(split) == 1
+        marks = [] if run else [pytest.mark.slow]
         found.append(pytest.param(name, mesh, marks=marks))
     return found
 

@@ -154,7 +154,7 @@ class Model(Layer):
             position="none" if c.position == "rotary" else c.position,
             antialias=c.antialias,
             dtype=self.dtype,
-            init=init,
+            table_init=init,
         )
         self.dropout = Dropout(c.dropout, ("batch", "tokens", None), self.train)
         self.blocks = block.stack(c.block, self.train, c.remat, c.remat_names, c.scan_unroll)
@@ -251,14 +251,18 @@ def moved(
     key: jax.Array, places_N2: jax.Array, shift: float, jitter: float, rescale: float
 ) -> jax.Array:
     """The places of a batch, shifted and stretched at random (Simeoni et al. 2025, section 3.1)."""
-    keys = jax.random.split(key, 3)
-    uniform = [jax.random.uniform(k, (1, n), minval=-1, maxval=1) for k, n in zip(keys, (2, 2, 1))]
-    by, sides, both = uniform
+    by, *factors = (
+        jax.random.uniform(part, (1, count), minval=-1, maxval=1)
+        for part, count in zip(jax.random.split(key, 3), (2, 2, 1), strict=True)
+    )
     places_N2 = places_N2 + shift * by
-    return places_N2 * jnp.exp(math.log(jitter) * sides) * jnp.exp(math.log(rescale) * both)
+    for largest, power in zip((jitter, rescale), factors, strict=True):
+        places_N2 = places_N2 * jnp.exp(math.log(largest) * power)
+    return places_N2
 
 
 def _vit(dim: int, layers: int, heads: int, patch: int, mlp: int = 0, **more: Any) -> Config:
+    mlp = 0 if mlp == 4 * dim else mlp
     sizes: dict[str, Any] = {"dim": dim, "num_layers": layers, "num_heads": heads, "mlp_dim": mlp}
     return Config(patch_size=(patch, patch), **sizes, **{"norm_eps": 1e-12, **more})
 
@@ -283,8 +287,16 @@ def _dinov2(dim: int, layers: int, heads: int, registers: int, **more: Any) -> C
 
 
 def _dinov3(dim: int, layers: int, heads: int, mlp: int, **more: Any) -> Config:
-    fields = dict(norm_eps=1e-5, layer_scale=1.0, num_registers=4, mask_token=True, num_classes=0)
-    fields |= dict(position="rotary", rope_rescale=2.0, unbiased=("key",))
+    fields: dict[str, Any] = {
+        "norm_eps": 1e-5,
+        "layer_scale": 1.0,
+        "num_registers": 4,
+        "mask_token": True,
+        "num_classes": 0,
+        "position": "rotary",
+        "rope_rescale": 2.0,
+        "unbiased": ("key",),
+    }
     return _vit(dim, layers, heads, 16, mlp, **{**fields, **more})
 
 

@@ -84,7 +84,7 @@ class ImageTokens(Layer):
     bias: bool = True
     antialias: bool = False
     dtype: Any = jnp.float32
-    init: initializers.Initializer = initializers.normal(0.02)
+    table_init: initializers.Initializer = initializers.normal(0.02)
 
     @nn.compact
     def __call__(
@@ -116,12 +116,12 @@ class ImageTokens(Layer):
 
     def _own(self, name: str, count: tuple[int, ...]) -> Any:
         shape = (*count, self.features)
-        return self.weight(name, shape, (None,) * len(shape), self.init)
+        return self.weight(name, shape, (None,) * len(shape), self.table_init)
 
     def _project(self, patches_BNP: jax.Array, row: Row, channels: int) -> jax.Array:
         """The vector of each patch, and 0 for other tokens."""
         shape = (*self.patch, channels, self.features)
-        kernel = self.weight("kernel", shape, (None, None, None, "embed"), self.init)
+        kernel = self.weight("kernel", shape, (None, None, None, "embed"), self.table_init)
         x_BTP = _tokens(patches_BNP, row)
         x = x_BTP.reshape(*x_BTP.shape[:2], *shape[:-1])
         x_BTD = einsum("btijc,ijcd->btd", x, kernel)
@@ -154,7 +154,7 @@ class ImageTokens(Layer):
             table_SD = jnp.asarray(sincos(self.grid, self.features, self.class_token))
         else:
             shape = (first + math.prod(self.grid), self.features)
-            table_SD = self.weight("positions", shape, (None, "embed"), self.init).whole(like)
+            table_SD = self.weight("positions", shape, (None, "embed"), self.table_init).whole(like)
         if grid == tuple(self.grid):
             return table_SD
         old = table_SD[first:].reshape(*self.grid, self.features)
@@ -210,7 +210,7 @@ def _row(batch: int, prefix: int, patches: int, kept_BK: jax.Array | None) -> Ro
 
 
 def _tokens(of_patches: jax.Array, row: Row) -> jax.Array:
-    """Something of each patch, (B, N, ...), for the tokens between blocks; 0 for those of others."""
+    """Something of each patch, (B, N, P), for the tokens between blocks; 0 for other tokens."""
     here_BT = row.here_BT
     x = jnp.pad(of_patches, ((0, 0), (row.prefix, 1), (0, 0)))
     x = vary(x, varying(here_BT))
@@ -265,10 +265,8 @@ def bicubic(size: int, new: int, antialias: bool = False) -> np.ndarray:
     far = a * (((t - 5) * t + 8) * t - 4)
     weights = np.where(t <= 1, near, np.where(t < 2, far, 0.0))
     inside = (cells >= 0) & (cells < size)
-    found = np.zeros((new, size))
     if antialias:
-        found[:] = weights[:, inside]
-        found /= found.sum(axis=1, keepdims=True)
+        found = weights[:, inside] / weights[:, inside].sum(axis=1, keepdims=True)
     else:
-        np.add.at(found, (slice(None), np.clip(cells, 0, size - 1)), weights)
+        found = weights @ (np.clip(cells, 0, size - 1)[:, None] == np.arange(size))
     return found.astype(np.float32)

@@ -1,0 +1,38 @@
+"""A vision transformer (Dosovitskiy et al. 2021) on 8 x 8 images of handwritten digits.
+
+    python -m launch.train --config=experiments/digits_vit.py --workdir=runs/digits_vit
+
+Patches of 2 x 2 pixels: rows of 16 and a class token.
+Hardware: any; TIME.
+Expected: EXPECT
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import base
+
+
+def get_config() -> ConfigDict:
+    config = base.get_config()
+    config.model.family = "vit"
+    config.model.image_size = (8, 8)
+    config.model.patch_size = (2, 2)
+    config.model.in_channels = 1
+    config.model.num_classes = 10
+    config.model.dim = 64
+    config.model.num_layers = 4
+    config.model.num_heads = 4
+    config.model.dropout = 0.1
+
+    config.objective.name = "classify"
+    config.data.name = "digits"
+    config.data.pad = 1  # digits, unlike most images, are not themselves in a mirror
+    config.data.batch_size = 64
+
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.final_fraction = 0.0
+    config.optimizer.warmup_steps = 50
+    config.train.steps = 800
+    config.train.eval_every = 200
+    config.train.checkpoint_every = 400
+    return config
