@@ -22,17 +22,16 @@ def get_config() -> ConfigDict:
     config.model.dim = 64
     config.model.num_layers = 4
     config.model.num_heads = 4
-    config.model.dropout = 0.1
+    config.model.init_std = 0.1  # 0.02 is for wide models
 
     config.objective.name = "classify"
     config.data.name = "digits"
-    config.data.pad = 1  # digits, unlike most images, are not themselves in a mirror
     config.data.batch_size = 64
 
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 1e-3
     config.optimizer.final_fraction = 0.0
     config.optimizer.warmup_steps = 50
-    config.train.steps = 800
+    config.train.steps = 600
     config.train.eval_every = 200
-    config.train.checkpoint_every = 400
+    config.train.checkpoint_every = 300
     return config

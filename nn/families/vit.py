@@ -21,7 +21,7 @@ from nn.layers import block, norm
 from nn.layers.block import Seen
 from nn.layers.dense import Dense
 from nn.layers.dropout import Dropout
-from nn.layers.patches import ImageTokens, Row, pooled
+from nn.layers.patches import ImageTokens, Row, check_sizes, grid_of, pooled
 from nn.layers.stack import remat_policy, run
 from nn.parallel import Layer
 from nn.parallel.pipeline import between_stages
@@ -69,15 +69,7 @@ class Config:
         for field in ("in_channels", "dim", "num_layers", "num_heads"):
             if getattr(self, field) < 1:
                 raise ValueError(f"model.{field}={getattr(self, field)}: must be at least 1")
-        for field in ("image_size", "patch_size"):
-            if len(getattr(self, field)) != 2 or min(getattr(self, field)) < 1:
-                raise ValueError(f"model.{field}={getattr(self, field)}: height and width, pixels")
-        if any(size % step for size, step in zip(self.image_size, self.patch_size, strict=True)):
-            raise ValueError(
-                f"model.patch_size={self.patch_size} does not divide model.image_size="
-                f"{self.image_size}; nearest that does: "
-                f"{tuple(map(names.nearest_divisor, self.image_size, self.patch_size))}"
-            )
+        check_sizes(self.image_size, self.patch_size)
         if not self.head_dim and self.dim % self.num_heads:
             raise ValueError(
                 f"model.num_heads={self.num_heads} does not divide model.dim={self.dim}; "
@@ -109,8 +101,7 @@ class Config:
     @property
     def grid(self) -> tuple[int, int]:
         """Patches along the height and the width."""
-        (height, width), (down, across) = self.image_size, self.patch_size
-        return height // down, width // across
+        return grid_of(self.image_size, self.patch_size)
 
     @property
     def block(self) -> block.Spec:
@@ -175,7 +166,7 @@ class Model(Layer):
         Where `pipe` splits the layers, those of stages but the last mean nothing.
 
         Args:
-          images: of any size that patches divide; positions are interpolated.
+          images: of any size; what does not fill a patch is left out, positions are interpolated.
           shuffle_BN: an order of the patches of each image, of which the first (1 - mask_ratio) N
             are kept (He et al. 2022, section 3).
           masked_BN: 1 for patches in whose place the mask token stands.
@@ -192,7 +183,7 @@ class Model(Layer):
         if shuffle_BN is not None:
             kept_BK = shuffle_BN[:, : int(shuffle_BN.shape[1] * (1 - c.mask_ratio))]
         x_BTD, row = self.embed(between_stages(images), kept_BK, masked_BN)
-        grid = (images.shape[1] // c.patch_size[0], images.shape[2] // c.patch_size[1])
+        grid = grid_of(images.shape[1:3], c.patch_size)
         context = (row.source_BT, row.segments_BT, self._rotary(grid, row))
         carry, _ = run(self.blocks, c.num_layers, (self.dropout(x_BTD), None), context, _seen)
         return self.final_norm(carry[0]), row

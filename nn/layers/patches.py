@@ -11,6 +11,7 @@ residual width.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -97,7 +98,7 @@ class ImageTokens(Layer):
 
         kept_BK: the patches that are in the row, in their order there; all by default.
         masked_BN: 1 for patches in whose place `mask_token` stands.
-        Raises ValueError where patches do not divide an image.
+        Raises ValueError for images that are smaller than a patch.
         """
         names.lookup("position", self.position, POSITIONS)
         patches_BNP, grid = cut(images.astype(self.dtype), self.patch)
@@ -163,20 +164,38 @@ class ImageTokens(Layer):
         return jnp.concatenate([table_SD[:first], new])
 
 
+def check_sizes(image_size: Sequence[int], patch_size: Sequence[int]) -> None:
+    """ValueError for fields of a config that are not height and width, or hold no patch."""
+    for field, sizes in (("image_size", image_size), ("patch_size", patch_size)):
+        if len(sizes) != 2 or min(sizes) < 1:
+            raise ValueError(f"model.{field}={sizes}: must be height and width, pixels")
+    if 0 in grid_of(image_size, patch_size):
+        least = tuple(map(max, image_size, patch_size))
+        raise ValueError(
+            f"model.image_size={image_size} is smaller than model.patch_size={patch_size}; "
+            f"nearest: {least}"
+        )
+
+
+def grid_of(image_size: Sequence[int], patch_size: Sequence[int]) -> tuple[int, int]:
+    """How many patches lie along the height and the width; what does not fill one is left out."""
+    return image_size[0] // patch_size[0], image_size[1] // patch_size[1]
+
+
 def cut(images: jax.Array, patch: tuple[int, ...]) -> tuple[jax.Array, tuple[int, int]]:
     """Patches (B, N, P) of images (B, height, width, C), and how many lie along each side.
 
-    Raises ValueError where they do not divide the image.
+    Raises ValueError for images that are smaller than a patch.
     """
     B, height, width, C = images.shape
-    for side, size, step in (("height", height, patch[0]), ("width", width, patch[1])):
-        if size % step or size < step:
-            raise ValueError(
-                f"images of {side} {size} cannot be cut into patches of {step} pixels; "
-                f"nearest {side}: {max(round(size / step), 1) * step}"
-            )
-    down, across = height // patch[0], width // patch[1]
-    x = images.reshape(B, down, patch[0], across, patch[1], C).transpose(0, 1, 3, 2, 4, 5)
+    down, across = grid_of((height, width), patch)
+    if not down or not across:
+        raise ValueError(
+            f"images of {height} x {width} pixels are smaller than a patch; nearest: "
+            f"{max(height, patch[0])} x {max(width, patch[1])}"
+        )
+    x = images[:, : down * patch[0], : across * patch[1]]
+    x = x.reshape(B, down, patch[0], across, patch[1], C).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(B, down * across, -1), (down, across)
 
 
@@ -195,18 +214,26 @@ def _row(batch: int, prefix: int, patches: int, kept_BK: jax.Array | None) -> Ro
     if kept_BK is not None:
         first_BT = jnp.broadcast_to(whole_BT[:, :prefix], (batch, prefix))
         whole_BT = jnp.concatenate([first_BT, prefix + kept_BK.astype(jnp.int32)], axis=1)
-    length = padded(prefix + kept)
-    fill = ((0, 0), (0, length - prefix - kept))
-    whole_BT = jnp.pad(whole_BT, fill, constant_values=prefix + patches)
-    if axis_size("context") > 1:
-        own_T = columns(length // axis_size("context"))
-        whole_BT = jnp.take(vary(whole_BT, varying(own_T)), own_T, axis=1)
-    segments_BT = None
-    if length > prefix + kept:
-        real_BT = (whole_BT < prefix + patches).astype(jnp.int32)
-        segments_BT = jnp.broadcast_to(real_BT, (batch, real_BT.shape[1]))
-        segments_BT = vary(segments_BT, (*BATCH_AXES, "context"))
-    return Row(whole_BT, segments_BT, prefix, patches, kept)
+    return Row(*shared_out(whole_BT, batch, prefix + patches), prefix, patches, kept)
+
+
+def shared_out(whole_BT: jax.Array, batch: int, fill: int) -> tuple[jax.Array, jax.Array | None]:
+    """Of whole rows, what this shard of `context` holds, and its segments; see `Row`.
+
+    whole_BT: (B or 1, T), the same on all shards of `context`. batch: B. fill: of what is padding,
+      and of nothing else.
+    """
+    length, context = whole_BT.shape[1], axis_size("context")
+    missing = padded(length) - length
+    own_BT = jnp.pad(whole_BT, ((0, 0), (0, missing)), constant_values=fill)
+    if context > 1:
+        own_T = columns(own_BT.shape[1] // context)
+        own_BT = jnp.take(vary(own_BT, varying(own_T)), own_T, axis=1)
+    if not missing:
+        return own_BT, None
+    real_BT = (own_BT != fill).astype(jnp.int32)
+    segments_BT = jnp.broadcast_to(real_BT, (batch, real_BT.shape[1]))
+    return own_BT, vary(segments_BT, (*BATCH_AXES, "context"))
 
 
 def _tokens(of_patches: jax.Array, row: Row) -> jax.Array:

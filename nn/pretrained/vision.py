@@ -53,8 +53,8 @@ def fields_from(c: Mapping[str, Any], mlp: int, patch: int = 16) -> dict[str, An
     """Fields of our Config from a whole config.json; mlp: hidden units, patch: default size."""
     dim, heads, width = c["hidden_size"], c["num_attention_heads"], c["head_dim"]
     return {
-        "image_size": _pair(c["image_size"], 224),
-        "patch_size": _pair(c["patch_size"], patch),
+        "image_size": pair(c["image_size"], 224),
+        "patch_size": pair(c["patch_size"], patch),
         "in_channels": c["num_channels"],
         "dim": dim,
         "num_layers": c["num_hidden_layers"],
@@ -102,8 +102,8 @@ def sizes_to(config: Config, kind: str, gated: Mapping[str, str]) -> dict[str, A
         "hidden_act": names.lookup(f"activation of {kind}", config.activation, theirs),
         "initializer_range": config.init_std,
         "layer_norm_eps": config.norm_eps,
-        "image_size": _number(config.image_size),
-        "patch_size": _number(config.patch_size),
+        "image_size": number(config.image_size),
+        "patch_size": number(config.patch_size),
         "num_channels": config.in_channels,
     }
     return found | ({"head_dim": config.head_dim} if config.head_dim else {})
@@ -131,13 +131,15 @@ def labels(count: int) -> dict[str, Any]:
     return {"id2label": found, "label2id": {name: int(i) for i, name in found.items()}}
 
 
-def _pair(value: Any, default: int) -> tuple[int, int]:
+def pair(value: Any, default: int) -> tuple[int, int]:
+    """Height and width, given both or one number for both."""
     value = default if value is None else value
     height, width = (value, value) if isinstance(value, int) else value
     return int(height), int(width)
 
 
-def _number(pair: tuple[int, ...]) -> int | list[int]:
+def number(pair: tuple[int, ...]) -> int | list[int]:
+    """The reverse of `pair`."""
     return pair[0] if pair[0] == pair[1] else list(pair)
 
 

@@ -175,7 +175,7 @@ def test_what_happens_inside_can_be_seen() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"patch_size": (4, 3)}, r"patch_size=\(4, 3\) does not divide .* that does: \(3, 3\)"),
+        ({"patch_size": (7, 3)}, r"image_size=\(6, 12\) is smaller .* nearest: \(7, 12\)"),
         ({"num_heads": 5}, "num_heads=5 does not divide model.dim=32; nearest that does: 4"),
         ({"position": "rotary", "head_dim": 6}, "multiple of 4, not 6; nearest: 8"),
         ({"pool": "max"}, "unknown model.pool 'max'"),
@@ -190,12 +190,17 @@ def test_wrong_configs_are_refused(change: dict[str, Any], message: str) -> None
         dataclasses.replace(TINY, **change)
 
 
+def test_what_does_not_fill_a_patch_is_left_out() -> None:
+    model, params, images = made(TINY)
+    wider = jnp.pad(images, ((0, 0), (0, 1), (0, 2), (0, 0)), constant_values=9.0)
+    np.testing.assert_array_equal(states(model, params, wider), states(model, params, images))
+
+
 def test_wrong_images_are_refused() -> None:
     model, params, images = made(TINY)
     for wrong, message in (
         (images[..., :1], "model.in_channels=2: inputs must be images"),
-        (images[:, :5], "height 5 cannot be cut into patches of 2 pixels; nearest height: 4"),
-        (images[:, :, :2], "width 2 .* nearest width: 3"),
+        (images[:, :, :2], "images of 6 x 2 pixels are smaller than a patch; nearest: 6 x 3"),
     ):
         with pytest.raises(ValueError, match=message):
             model.apply({"params": params}, wrong)
