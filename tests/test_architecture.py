@@ -56,7 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 SIBLINGS_APART = ("nn.families", "nn.pretrained")  # their files never import each other
 # What tables of names are made with, and what those of one lineage share.
-SHARED_BY_SIBLINGS = {f"nn.pretrained.{name}" for name in ("table", "decoder", "encoder")}
+SHARED_BY_SIBLINGS = {f"nn.pretrained.{name}" for name in ("table", "decoder", "encoder", "vision")}
 
 # What comes from outside, by the name that is imported; the standard library is free for launch.
 NN_OUTSIDE = {"jax", "flax", "optax", "numpy"}

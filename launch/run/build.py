@@ -114,7 +114,7 @@ def attention_of(config: FrozenConfigDict, mesh: jax.sharding.Mesh, model: Any) 
 def _check_context(config: FrozenConfigDict, task: Task) -> None:
     """Refuse a context that has nothing to split, or does not divide the positions."""
     shards = task.mesh.shape["context"]
-    if shards > 1 and not task.is_sequence("inputs"):
+    if shards > 1 and not (task.is_sequence("inputs") or hasattr(task.model, "SEQUENCE")):
         raise ValueError(
             f"mesh.context={shards} has nothing to split: model.family={config.model.family!r} "
             f"with objective.name={config.objective.name!r} has no positions; "
