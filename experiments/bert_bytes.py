@@ -36,8 +36,8 @@ def get_config() -> ConfigDict:
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_steps = 50
-    config.train.steps = 800
-    config.train.log_every = 40
-    config.train.eval_every = 400
-    config.train.checkpoint_every = 400
+    config.train.steps = 400
+    config.train.log_every = 20
+    config.train.eval_every = 200
+    config.train.checkpoint_every = 200
     return config

@@ -53,7 +53,10 @@ EXPERTS = dataclasses.replace(
 )
 VARIANTS = {"transformer": GPT, "transformer with experts": EXPERTS}
 WITH_EXPERTS = {"transformer with experts"}
-OF_KNOWN_PARTS = {"bert"}  # families of parts that another brings to the matrix
+# Families of parts that another brings to the matrix, and the meshes that tell most of them.
+OF_KNOWN_PARTS = {"bert"}
+TELLING = {"fsdp8", "context8", "tensor8", "pipe8"}
+TELLING |= {"fsdp2 x context2 x tensor2", "pipe2 x data2 x tensor2"}
 
 
 def names() -> list[str]:

@@ -45,14 +45,15 @@ def test_the_matrix_is_whole() -> None:
 def _matrix() -> list[Any]:
     """All runs of the matrix; those that differ little from others are slow: dense families on the
     axis of experts, which to them is another `data`, and experts where neither they nor the layers
-    are split; and families that are made of another's parts, but on single axes and two triples."""
+    are split; and families of known parts, but on those meshes that tell most."""
     found = []
     for name, mesh in matrix.runs():
         split, experts = matrix.sizes_of(mesh), name in matrix.WITH_EXPERTS
         own = bool(split.keys() & {"expert", "pipe"}) if experts else "expert" not in split
+        own = own or len(split) == 1
         if name in matrix.OF_KNOWN_PARTS:
-            own = mesh in ("fsdp2 x context2 x tensor2", "pipe2 x data2 x tensor2")
-        marks = [] if own or len(split) == 1 else [pytest.mark.slow]
+            own = mesh in matrix.TELLING
+        marks = [] if own else [pytest.mark.slow]
         found.append(pytest.param(name, mesh, marks=marks))
     return found
 
