@@ -1,9 +1,11 @@
-"""A small encoder on the bytes of the Python standard library: hidden bytes from both sides.
+"""A small ModernBERT on the bytes of the Python standard library: hidden bytes from both sides.
 
     python -m launch.train --config=experiments/bert_bytes.py --workdir=runs/bert_bytes
 
-Hardware: any. The data are made on the spot; token 256 hides others.
-Expected: 
+Hardware: any; about three minutes on two CPU cores. The data are made on the spot; token 256 hides
+others.
+Expected: 0.56 of the chosen bytes of the validation split right, 0.60 of the test split; a space
+everywhere would be right in 0.27 and 0.29 of them.
 """
 
 from ml_collections import ConfigDict
