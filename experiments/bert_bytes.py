@@ -1,9 +1,11 @@
-"""A small encoder on the bytes of the Python standard library: hidden bytes from both sides.
+"""A small ModernBERT on the bytes of the Python standard library: hidden bytes from both sides.
 
     python -m launch.train --config=experiments/bert_bytes.py --workdir=runs/bert_bytes
 
-Hardware: any. The data are made on the spot; token 256 hides others.
-Expected:
+Hardware: any; about three minutes on two CPU cores. The data are made on the spot; token 256 hides
+others.
+Expected: 0.56 of the chosen bytes of the validation split right, 0.60 of the test split; a space
+everywhere would be right in 0.27 and 0.29 of them.
 """
 
 from ml_collections import ConfigDict
@@ -36,8 +38,8 @@ def get_config() -> ConfigDict:
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_steps = 50
-    config.train.steps = 800
-    config.train.log_every = 40
-    config.train.eval_every = 400
-    config.train.checkpoint_every = 400
+    config.train.steps = 400
+    config.train.log_every = 20
+    config.train.eval_every = 200
+    config.train.checkpoint_every = 200
     return config

@@ -33,7 +33,8 @@ def config_from(raw: Mapping[str, Any]) -> Config:
       ValueError: a value that is wrong, or that our encoder cannot express.
     """
     c = read(raw, DEFAULTS)
-    fields = encoder.fields_from(c) | encoder.head_from(c, HEADS, "pooled")
+    fields = encoder.fields_from(c) | {"pad_token": encoder.padding(raw, 0)}
+    fields |= encoder.head_from(c, HEADS, "pooled")
     return Config(**fields, head_activation=fields["activation"])
 
 

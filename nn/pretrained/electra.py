@@ -39,7 +39,8 @@ def config_from(raw: Mapping[str, Any]) -> Config:
       ValueError: a value that is wrong, or that our encoder cannot express.
     """
     c = read(raw, DEFAULTS)
-    fields = encoder.fields_from(c) | encoder.head_from(c, HEADS, "none")
+    fields = encoder.fields_from(c) | {"pad_token": encoder.padding(raw, 0)}
+    fields |= encoder.head_from(c, HEADS, "none")
     wide = c["embedding_size"] == c["hidden_size"]
     return Config(
         **fields,

@@ -31,7 +31,6 @@ DEFAULTS: Mapping[str, Any] = {
     "type_vocab_size": 2,
     "initializer_range": 0.02,
     "layer_norm_eps": 1e-12,
-    "pad_token_id": 0,
     "is_decoder": False,
     "add_cross_attention": False,
     "tie_word_embeddings": True,
@@ -99,8 +98,21 @@ def head_to(config: Config, heads: Mapping[str, str], kind: str) -> dict[str, An
     return found
 
 
+def padding(raw: Mapping[str, Any], default: int) -> int:
+    """Field `pad_token`: -1 where config.json says that there is none.
+
+    Raises:
+      ValueError: it is no number.
+    """
+    found = raw["pad_token_id"] if "pad_token_id" in raw else default
+    if found is not None and not isinstance(found, int):
+        raise ValueError(f"pad_token_id={found!r}: must be of type int")
+    return -1 if found is None else found
+
+
 def fields_from(c: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of our Config from a config.json with the keys of `DEFAULTS`, but those of the head.
+    """Fields of our Config from a config.json with the keys of `DEFAULTS`, but those of the head
+    and of padding.
 
     Raises:
       ValueError: a value that our encoder cannot express.
@@ -121,7 +133,6 @@ def fields_from(c: Mapping[str, Any]) -> dict[str, Any]:
         "vocab_size": c["vocab_size"],
         "context_length": c["max_position_embeddings"],
         "token_types": c["type_vocab_size"],
-        "pad_token": -1 if c["pad_token_id"] is None else c["pad_token_id"],
         "dim": c["hidden_size"],
         "num_layers": c["num_hidden_layers"],
         "num_heads": c["num_attention_heads"],

@@ -16,7 +16,7 @@ from nn.pretrained.table import Table, read, require
 
 MODEL_TYPES = ("roberta",)
 FAMILY = "bert"
-DEFAULTS = {"model_type": "roberta", **encoder.DEFAULTS, "vocab_size": 50265, "pad_token_id": 1}
+DEFAULTS = {"model_type": "roberta", **encoder.DEFAULTS, "vocab_size": 50265}
 HEADS = {
     "RobertaModel": "pooled",
     "RobertaForMaskedLM": "masked_token",
@@ -31,12 +31,11 @@ def config_from(raw: Mapping[str, Any]) -> Config:
       ValueError: a value that is wrong, or that our encoder cannot express.
     """
     c = read(raw, DEFAULTS)
-    if not isinstance(c["pad_token_id"], int):
-        raise ValueError(f"pad_token_id={c['pad_token_id']}: positions need one; nearest: 1")
     fields = encoder.fields_from(c) | encoder.head_from(c, HEADS, "pooled")
-    offset = c["pad_token_id"] + 1
+    pad = encoder.padding(raw, 1)
+    offset = pad + 1
     fields["context_length"] -= offset
-    return Config(**fields, position_offset=offset, skip_padding=True)
+    return Config(**fields, pad_token=pad, position_offset=offset, skip_padding=True)
 
 
 def config_to(config: Config) -> dict[str, Any]:

@@ -25,7 +25,7 @@ OPTIONS = masked_token.Config(mask_token=MASK, special_tokens=SPECIAL)
 def setting(head: str) -> tuple[Any, Any]:
     config = dataclasses.replace(bert.tiny(), head=head, num_layers=2)
     model = bert.Model(config)
-    variables = parallel.unbox(model.init(KEY, *bert.example(config, 2)))
+    variables = parallel.unbox(jax.jit(model.init)(KEY, *bert.example(config, 2)))
     return model, {"params": variables["params"]}
 
 
@@ -87,11 +87,13 @@ def test_loss_is_that_of_the_chosen_tokens_and_of_the_sentences() -> None:
     model, variables = setting("masked_token_and_next_sentence")
     batch = masked_batch.batch(bert, model.config, 8)
     options = masked_token.Config(special_tokens=(5,), rate=0.4)
-    sums, _ = masked_token.sums(options, model, variables, batch, KEY, train=False)
+    sums = jax.jit(
+        lambda variables: masked_token.sums(options, model, variables, batch, KEY, train=False)[0]
+    )(variables)
     key = jax.random.fold_in(KEY, 1)
     seen, chosen = masked_token.corrupted(options, batch, model.config.vocab_size, key)
     assert (np.asarray(seen)[np.asarray(chosen) > 0] == model.config.vocab_size - 1).mean() > 0.5
-    tokens, pair = model.apply(variables, seen, None, batch["segments"], batch["types"])
+    tokens, pair = jax.jit(model.apply)(variables, seen, None, batch["segments"], batch["types"])
 
     def nll(logits: jax.Array, labels: np.ndarray) -> np.ndarray:
         return -np.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], -1)[..., 0]
@@ -116,7 +118,9 @@ def test_chunks_change_nothing() -> None:
 
     def loss(chunks: int) -> float:
         options = masked_token.Config(chunks=chunks)
-        sums, _ = masked_token.sums(options, model, variables, batch, KEY, train=False)
+        sums = jax.jit(
+            lambda variables: masked_token.sums(options, model, variables, batch, KEY, False)[0]
+        )(variables)
         return float(sums["loss"][0])
 
     assert loss(4) == pytest.approx(loss(1), rel=1e-6)

@@ -98,7 +98,7 @@ def test_a_file_without_heads_in_other_formats() -> None:
     for name, base, head in (
         ("roberta_class", "roberta.", "none"),
         ("distilbert", "distilbert.", "none"),
-        ("electra", "electra.", "none"),
+        ("electra_generator", "electra.", "none"),
         ("modernbert", "model.", "none"),
     ):
         format_, config, file = opened(name)
@@ -168,7 +168,9 @@ def test_published_config_is_the_preset(preset: str) -> None:
     format_ = find(raw["model_type"])
     config = dataclasses.replace(family.PRESETS[preset], head=head)
     assert format_.config_from(raw) == config
-    assert format_.config_from(json.loads(json.dumps(format_.config_to(config)))) == config
+    bare = dataclasses.replace(config, pad_token=-1)  # positions of RoBERTa hang on it
+    for kept in (config,) if config.skip_padding else (config, bare):
+        assert format_.config_from(json.loads(json.dumps(format_.config_to(kept)))) == kept
 
 
 @pytest.mark.parametrize(
@@ -182,7 +184,8 @@ def test_published_config_is_the_preset(preset: str) -> None:
         (bert, {"classifier_dropout": 0.3}, "classifier_dropout=0.3: .*; nearest: 0.1"),
         (bert, {"hidden_act": "gelu_nwe"}, "unknown hidden_act 'gelu_nwe'.*; nearest: 'gelu_new'"),
         (bert, {"num_attention_heads": 7}, "num_heads=7 does not divide model.dim=768"),
-        (roberta, {"pad_token_id": None}, "pad_token_id=None: positions need one; nearest: 1"),
+        (roberta, {"pad_token_id": None}, "model.position_offset=0 leaves none; nearest: 1"),
+        (bert, {"pad_token_id": "0"}, "pad_token_id='0': must be of type int"),
         (electra, {"model_type": "bert"}, "unknown model_type 'bert': choose from electra"),
         (modernbert, {"mlp_dropout": 0.1}, "mlp_dropout=0.1: our encoder .*; nearest: 0.0"),
         (modernbert, {"decoder_bias": False}, "decoder_bias=False: .*; nearest: True"),
