@@ -11,7 +11,7 @@ import optax
 from ml_collections import FrozenConfigDict
 
 from launch.data.loader import Loader
-from launch.data.source import Source, Spec, data_directory
+from launch.data.source import TASKS, Source, Spec, data_directory
 from launch.run import config as configs
 from launch.run import optimizer, precision, resolve
 from launch.run.validate import tune_of
@@ -209,7 +209,7 @@ def open_data(config: FrozenConfigDict, split: str) -> Source:
 
 
 def _check_fit(config: FrozenConfigDict, spec: Spec) -> None:
-    if spec.task != config.objective.name and spec.task in ("classify", "regress", "next_token"):
+    if spec.task != config.objective.name and spec.task in TASKS:
         raise ValueError(
             f"objective.name={config.objective.name!r} does not suit data set {spec.name!r}, "
             f"which is for {spec.task!r}; nearest: objective.name={spec.task!r}"
@@ -222,7 +222,8 @@ def _check_fit(config: FrozenConfigDict, spec: Spec) -> None:
                 f"{spec.num_outputs}; nearest: {spec.num_outputs}"
             )
     limit = "context_length"
-    if limit in model and spec.task == "next_token" and spec.input_shape[0] > model[limit]:
+    rows = spec.task in ("next_token", "sequence_to_sequence")
+    if limit in model and rows and spec.input_shape[0] > model[limit]:
         raise ValueError(
             f"data.sequence_length={spec.input_shape[0]} is longer than "
             f"model.context_length={model[limit]}; nearest: {model[limit]}"
