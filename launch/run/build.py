@@ -11,7 +11,7 @@ import optax
 from ml_collections import FrozenConfigDict
 
 from launch.data.loader import Loader
-from launch.data.source import Source, Spec, data_directory
+from launch.data.source import TASKS, Source, Spec, data_directory
 from launch.run import config as configs
 from launch.run import optimizer, precision, resolve
 from launch.run.validate import tune_of
@@ -211,13 +211,13 @@ def open_data(config: FrozenConfigDict, split: str) -> Source:
 def _check_fit(config: FrozenConfigDict, spec: Spec) -> None:
     objective = resolve.module("objective", config.objective.name)
     suited = objective.TASKS if hasattr(objective, "TASKS") else (config.objective.name,)
-    if spec.task not in suited and spec.task in ("classify", "regress", "next_token"):
+    if spec.task not in suited and spec.task in TASKS:
         raise ValueError(
             f"objective.name={config.objective.name!r} does not suit data set {spec.name!r}, "
             f"which is for {spec.task!r}; nearest: objective.name={spec.task!r}"
         )
     model = config.model
-    tokens = spec.task == "next_token"
+    tokens = spec.task in ("next_token", "sequence_to_sequence")
     for key in ("vocab_size",) if tokens else ("num_classes", "out_features"):
         if key in model and model[key] < spec.num_outputs:
             raise ValueError(
