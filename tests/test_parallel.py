@@ -43,7 +43,7 @@ def test_the_matrix_is_whole() -> None:
 
 
 # Families made of the transformer's blocks, and the meshes that show what is their own.
-OF_BLOCKS = {"vit"}
+OF_BLOCKS = {"clip", "vit"}
 SHOWN = {
     *("pipe8", "context8", "tensor8"),
     *("data2 x fsdp2 x tensor2", "pipe2 x context2 x tensor2"),

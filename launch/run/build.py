@@ -11,7 +11,7 @@ import optax
 from ml_collections import FrozenConfigDict
 
 from launch.data.loader import Loader
-from launch.data.source import Source, Spec, data_directory
+from launch.data.source import TASKS, Source, Spec, data_directory
 from launch.run import config as configs
 from launch.run import optimizer, precision, resolve
 from nn import names, parallel
@@ -186,7 +186,7 @@ def open_data(config: FrozenConfigDict, split: str) -> Source:
 
 
 def _check_fit(config: FrozenConfigDict, spec: Spec) -> None:
-    if spec.task != config.objective.name and spec.task in ("classify", "regress", "next_token"):
+    if spec.task != config.objective.name and spec.task in TASKS:
         raise ValueError(
             f"objective.name={config.objective.name!r} does not suit data set {spec.name!r}, "
             f"which is for {spec.task!r}; nearest: objective.name={spec.task!r}"

@@ -259,13 +259,13 @@ class Model(Layer):
     def features(
         self, images: jax.Array, tokens_AT: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-        """Unit vectors of images (B, E) and texts (A, E), and the factor and the bias, (1,), that
-        make logits of their products; float32."""
+        """Unit vectors of images (B, E) and texts (A, E), and the factor and the bias, (1, 1),
+        that make logits of their products; float32."""
         image_BE, text_AE = unit(self.encode_image(images)), unit(self.encode_text(tokens_AT))
-        scale = jnp.exp(self.scale.beside(image_BE[0]))
+        scale = jnp.exp(self.scale.beside(image_BE))
         bias = jnp.zeros_like(scale)
         if self.config.kind == "siglip":
-            bias = self.bias.beside(image_BE[0])
+            bias = self.bias.beside(image_BE)
         return image_BE, text_AE, scale, bias
 
     def __call__(self, images: jax.Array, tokens_AT: jax.Array) -> jax.Array:
