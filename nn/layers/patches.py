@@ -2,7 +2,8 @@
 
 Dosovitskiy et al. 2021 (ViT), section 3.1. A row is a class token, registers (Darcet et al. 2024)
 and the patches, from left to right and then down. `context` and sequence parallelism split rows; a
-row that they do not divide is padded with tokens of segment 0, which no other token sees.
+row that they do not divide is padded with tokens of segment 0, which no other token sees. (Dropout
+numbers the tokens of padded rows, so its noise is then not that of one device.)
 
 Legend: B batch, N patches, K patches that are kept, P numbers of a patch, T tokens of a row, D
 residual width.

@@ -67,7 +67,7 @@ def sums(
 
     def logits_of(from_BE: jax.Array, to_BE: jax.Array) -> jax.Array:
         to_AE = all_gather(to_BE, BATCH_AXES, 0)
-        return from_BE @ to_AE.T * scale[None] + bias[None]
+        return from_BE @ to_AE.T * scale + bias
 
     def total(values_B: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jnp.sum(values_B * mask_B), count
