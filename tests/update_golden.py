@@ -47,8 +47,13 @@ def collectives() -> dict[str, str]:
     for name, mesh in matrix.runs():
         steps.setdefault(name, {})[mesh] = matrix.counts(matrix.trace(name, mesh)[0])
     version = ".".join(jax.__version__.split(".")[:2])
-    text = json.dumps({"jax": version, "steps": steps}, indent=1) + "\n"
-    return {"collectives/steps.json": text}
+    return {
+        f"collectives/{name.replace(' ', '_')}.json": json.dumps(
+            {"jax": version, "name": name, "steps": found}, indent=1
+        )
+        + "\n"
+        for name, found in steps.items()
+    }
 
 
 def compiled() -> dict[str, str]:
