@@ -92,7 +92,10 @@ def model_flops(config: FrozenConfigDict, task: Task, state: Any, batch: Batch) 
     if task.objective.SEQUENCE:
         short = math.gcd(config.data.sequence_length, SHORT)
         times = config.data.sequence_length // short
-        batch = {n: jax.ShapeDtypeStruct((x.shape[0], short), x.dtype) for n, x in batch.items()}
+        batch = {
+            n: jax.ShapeDtypeStruct((x.shape[0], short), x.dtype) if task.is_sequence(n) else x
+            for n, x in batch.items()
+        }
         if hasattr(options, "chunks"):
             options = dataclasses.replace(options, chunks=1)
 
