@@ -69,6 +69,10 @@ def test_transformers_loads_our_export(variant: str, seed: int, tmp_path: Path) 
 @pytest.mark.parametrize("variant", encoder_decoders.VARIANTS)
 def test_greedy_decoding_writes_what_theirs_does(variant: str, seed: int, tmp_path: Path) -> None:
     theirs = encoder_decoders.model(variant, seed)
+    with torch.no_grad():  # what the blocks say, not the last token again
+        for name, parameter in theirs.named_parameters():
+            if parameter.ndim == 2 and ("layers." in name or "block." in name):
+                parameter.mul_(6.0)
     config, params = ours_of(theirs, tmp_path)
     given = encoder_decoders.batch(theirs.config, seed)
     for name in ("eos_token_id", "forced_eos_token_id"):  # nothing ends a row
