@@ -104,6 +104,13 @@ def test_zero_shot_finds_the_class_of_the_nearest_text() -> None:
     np.testing.assert_allclose(one, plain, rtol=1e-4, atol=1e-4)
 
 
+def settled(gradients: Any) -> Any:
+    """Without those of key biases, which are zero but for rounding."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: x * ("key_bias" not in jax.tree_util.keystr(path)), gradients
+    )
+
+
 @pytest.mark.parametrize(
     ("mesh", "rules"),
     [
@@ -113,11 +120,10 @@ def test_zero_shot_finds_the_class_of_the_nearest_text() -> None:
     ids=str,
 )
 def test_siglip_on_meshes(mesh: dict[str, int], rules: dict[str, Any]) -> None:
-    config = dataclasses.replace(SIGLIP, init_std=0.2)
-    want = cases.measure("clip", config, {})
-    got = cases.measure("clip", config, mesh, Rules(sequence_parallel=True, **rules))
+    want = cases.measure("clip", SIGLIP, {})
+    got = cases.measure("clip", SIGLIP, mesh, Rules(sequence_parallel=True, **rules))
     assert got.loss == pytest.approx(want.loss, rel=1e-5)
-    error, where = cases.worst(got.gradients, want.gradients)
+    error, where = cases.worst(*map(settled, (got.gradients, want.gradients)))
     assert error <= 1e-5, where
 
 

@@ -66,6 +66,13 @@ def test_sigmoid_judges_every_pair() -> None:
     assert means("sigmoid", batch)["loss"] == pytest.approx(want, rel=1e-5)
 
 
+def settled(gradients: Any) -> Any:
+    """Without those of key biases, which are zero but for rounding."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, x: x * ("key_bias" not in jax.tree_util.keystr(path)), gradients
+    )
+
+
 @pytest.mark.parametrize("loss", contrast.LOSSES)
 def test_the_batch_is_that_of_all_shards(loss: str) -> None:
     """Losses and gradients of one device, to which parts of the batch alone would not lead."""
@@ -89,7 +96,7 @@ def test_the_batch_is_that_of_all_shards(loss: str) -> None:
     run = parallel.spmd(local, mesh, plain, in_specs=(P(), spec), out_specs=(P(), P()))
     got, got_grads = jax.jit(run)(variables, batch)
     assert float(got) == pytest.approx(float(want), rel=1e-5)
-    error, where = cases.worst(got_grads, want_grads)
+    error, where = cases.worst(*map(settled, (got_grads, want_grads)))
     assert error <= 1e-5, where
     halves = [{k: x[i::2] for k, x in batch.items()} for i in range(2)]
     alone = sum(float(jax.jit(total)(variables, half)[0]) for half in halves)
