@@ -105,9 +105,11 @@ def test_zero_shot_finds_the_class_of_the_nearest_text() -> None:
 
 
 def settled(gradients: Any) -> Any:
-    """Without those of key biases, which are zero but for rounding."""
+    """Without those that are zero but for rounding: of key biases, and of the bias of logits, which
+    a softmax does not see."""
+    silent = ("key_bias", "logit_bias")
     return jax.tree_util.tree_map_with_path(
-        lambda path, x: x * ("key_bias" not in jax.tree_util.keystr(path)), gradients
+        lambda path, x: x * (not any(n in jax.tree_util.keystr(path) for n in silent)), gradients
     )
 
 
