@@ -51,8 +51,40 @@ EXPERTS = dataclasses.replace(
     router_balance_loss=0.05,
     router_z_loss=0.01,
 )
-VARIANTS = {"transformer": GPT, "transformer with experts": EXPERTS}
+# What the original and its kin have, in one model.
+SEQ2SEQ = dataclasses.replace(
+    cases.family("seq2seq_transformer").tiny(),
+    encoder_layers=8,
+    decoder_layers=8,
+    num_heads=8,
+    embed_norm=True,
+    final_norm=True,
+    position="relative",
+    relative_buckets=8,
+    relative_distance=10,
+    scale_head=True,
+    head_bias=True,
+    dropout=0.1,
+    attention_dropout=0.1,
+    output_dropout=0.1,
+)
+VARIANTS = {
+    "transformer": GPT,
+    "transformer with experts": EXPERTS,
+    "seq2seq_transformer": SEQ2SEQ,
+}
 WITH_EXPERTS = {"transformer with experts"}
+# Made of the blocks of others, whose every mesh is run: all meshes but these are slow.
+CHOSEN = {
+    "seq2seq_transformer": (
+        "fsdp8",
+        "tensor8",
+        "context8",
+        "pipe8",
+        "data2 x fsdp2 x tensor2",
+        "pipe2 x context2 x tensor2",
+    )
+}
 
 
 def names() -> list[str]:

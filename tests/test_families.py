@@ -25,6 +25,13 @@ COUNTS = {
     ("transformer", "llama3.2-1b"): 1_235_814_400,
     ("transformer", "mixtral-8x7b"): 46_702_792_704,
     ("transformer", "mixtral-8x22b"): 140_620_634_112,
+    # 44,138,496 and 176,357,376, and 37,000 tokens
+    ("seq2seq_transformer", "transformer-base"): 63_082_496,
+    ("seq2seq_transformer", "transformer-big"): 214_245_376,
+    ("seq2seq_transformer", "t5-small"): 60_506_624,
+    ("seq2seq_transformer", "t5-base"): 222_903_552,
+    ("seq2seq_transformer", "t5-11b"): 11_307_321_344,
+    ("seq2seq_transformer", "t5-v1.1-small"): 76_961_152,
     ("resnet", "resnet18"): 11_689_512,
     ("resnet", "resnet34"): 21_797_672,
     ("resnet", "resnet50"): 25_557_032,

@@ -62,12 +62,14 @@ def test_meshes_have_names() -> None:
 def _matrix() -> list[Any]:
     """All runs of the matrix; those that differ little from others are slow: dense families on the
     axis of experts, which to them is another `data`, and experts where neither they nor the layers
-    are split."""
+    are split; and those of families that `matrix.CHOSEN` leaves out."""
     found = []
     for name, mesh in matrix.runs():
         split, experts = cases.sizes_of(mesh), name in matrix.WITH_EXPERTS
         own = bool(split.keys() & {"expert", "pipe"}) if experts else "expert" not in split
-        marks = [] if own or len(split) == 1 else [pytest.mark.slow]
+        few = matrix.CHOSEN[name] if name in matrix.CHOSEN else None
+        quick = mesh in few if few else own or len(split) == 1
+        marks = [] if quick else [pytest.mark.slow]
         found.append(pytest.param(name, mesh, marks=marks))
     return found
 
