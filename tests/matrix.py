@@ -68,10 +68,19 @@ SEQ2SEQ = dataclasses.replace(
     attention_dropout=0.1,
     output_dropout=0.1,
 )
+WHISPER = dataclasses.replace(
+    cases.family("whisper").tiny(),
+    encoder_layers=8,
+    decoder_layers=8,
+    num_heads=8,
+    dropout=0.1,
+    attention_dropout=0.1,
+)
 VARIANTS = {
     "transformer": GPT,
     "transformer with experts": EXPERTS,
     "seq2seq_transformer": SEQ2SEQ,
+    "whisper": WHISPER,
 }
 WITH_EXPERTS = {"transformer with experts"}
 # Made of the blocks of others, whose every mesh is run: all meshes but these are slow.
@@ -83,7 +92,8 @@ CHOSEN = {
         "pipe8",
         "data2 x fsdp2 x tensor2",
         "pipe2 x context2 x tensor2",
-    )
+    ),
+    "whisper": ("fsdp8", "tensor8", "context8", "pipe2 x context2 x tensor2"),
 }
 
 

@@ -32,6 +32,9 @@ COUNTS = {
     ("seq2seq_transformer", "t5-base"): 222_903_552,
     ("seq2seq_transformer", "t5-11b"): 11_307_321_344,
     ("seq2seq_transformer", "t5-v1.1-small"): 76_961_152,
+    # Less the encoder's positions, which are fixed, as files and the paper's own code count them.
+    ("whisper", "tiny"): 37_760_640 - 1500 * 384,
+    ("whisper", "large-v3"): 1_543_490_560 - 1500 * 1280,
     ("resnet", "resnet18"): 11_689_512,
     ("resnet", "resnet34"): 21_797_672,
     ("resnet", "resnet50"): 25_557_032,
