@@ -29,8 +29,8 @@ def decoder(size: Text, where: str) -> Job:
     return torch_job.trainer(model, loss, where, VERSIONS)
 
 
-def generate(size: Text, where: str) -> Job:
-    """A whole greedy generation after prompts of `length` tokens."""
+def generate(size: Text, where: str, cache: str | None = None) -> Job:
+    """A whole greedy generation after prompts of `length` tokens; cache: theirs is dynamic."""
     target = torch_job.place(where)
     dtype = torch.float32 if where == "cpu" else torch.bfloat16
     model = _model(size).to(target, dtype).eval()
@@ -45,6 +45,7 @@ def generate(size: Text, where: str) -> Job:
                 min_new_tokens=size.new_tokens,
                 do_sample=False,
                 use_cache=True,
+                cache_implementation=cache,
                 pad_token_id=0,
             )
 

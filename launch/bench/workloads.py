@@ -108,7 +108,7 @@ def _generate(vocabulary: int, batch: int) -> Workload:
     return Workload(
         about=f"greedy generation with cache, vocabulary {vocabulary}, batch {batch}",
         kind="generate",
-        peers=("transformers",),
+        peers=("transformers", "transformers-static"),
         sizes={
             "tiny": Text(vocabulary // 4, batch, 4, 2, 32, 4, new_tokens=8),
             "cpu": Text(vocabulary, batch, 32, 6, 384, 6, new_tokens=128),
@@ -169,6 +169,7 @@ PEERS: Mapping[str, Peer] = {
     "torch": Peer("launch.bench.torch_peer", ("torch",)),
     "torch-compile": Peer("launch.bench.torch_peer", ("torch",), compiled=True),
     "transformers": Peer("launch.bench.transformers_peer", ("torch", "transformers")),
+    "transformers-static": Peer("launch.bench.transformers_static_peer", ("torch", "transformers")),
     "timm": Peer("launch.bench.timm_peer", ("torch", "timm")),
 }
 

@@ -232,6 +232,12 @@ def peak_flops(dtype: Any = jnp.bfloat16, device: Any = None) -> float | None:
     return None if row is None else row.peak(dtype)
 
 
+def memory_bandwidth(device: Any = None) -> float | None:
+    """Bytes/s that one JAX device can read from its memory; None where that is not known."""
+    row = detect(device)
+    return None if row is None else row.memory_bandwidth / row.devices
+
+
 def peak_note(dtype: Any = jnp.bfloat16, device: Any = None) -> str:
     """What an MFU was divided by, such as `989 TFLOP/s bfloat16 per NVIDIA H200`."""
     device = jax.local_devices()[0] if device is None else device

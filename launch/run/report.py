@@ -40,10 +40,11 @@ def sample(run: Run, state: Any) -> str | None:
     options = run.config.sample
     if not options.length:
         return None
-    prompts = sampling.tokens_of(run, [options.prompt])
+    tokenizer = sampling.tokenizer_of(run)
+    trained = sampling.of_run(run, run.rule.weights(state), tokenizer)
     how = Sampling(options.temperature, options.top_k, options.top_p)
-    params = run.rule.weights(state)
-    made = sampling.complete(run, params, prompts, options.length, how, run.config.seed)
+    prompts = [tokenizer.encode(options.prompt)]
+    made = sampling.Generation(trained, prompts, options.length, how).complete(run.config.seed)
     return options.prompt + made.texts[0]
 
 

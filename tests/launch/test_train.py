@@ -8,10 +8,15 @@ import signal
 from pathlib import Path
 
 import pytest
+import tokenizers
+from safetensors.numpy import save_file
 
 from launch import evaluate, generate, train
 from launch.run import errors
+from tests import golden_store
 from tests.launch import runs
+from tests.parity.decoders import file_of
+from tests.parity.generation import NEW, STOP
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +156,91 @@ def test_generate_is_the_same_on_every_mesh(
         outputs.append(text[: text.rindex("-" * 40)])
     assert outputs == [outputs[0]] * 4
     assert outputs[0].startswith("def f(")
+
+
+def test_generate_in_every_way(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Streamed, or with a draft, the greedy text is the same; figures are printed and written."""
+    out = tmp_path / "made.json"
+    plain = [f"--workdir={finished}", "--prompt=def f(", "--prompt=é", "--length=12"]
+    texts = []
+    for more in (
+        ["--greedy", f"--json={out}"],
+        ["--greedy", "--stream"],
+        ["--greedy", "--stream", f"--draft={finished}", "--draft-length=2"],
+    ):
+        generate.main([*plain, *more])
+        text, _, last = capsys.readouterr().out.rpartition("-" * 40)
+        texts.append(text)
+        assert "GB/s of weights and cache" in last and "step 6" in last
+        assert ("100 % of the draft kept" in last) == (len(more) == 4)
+    assert texts == [texts[0]] * 3
+    made = json.loads(out.read_text())
+    assert [row["prompt"] for row in made["completions"]] == ["def f(", "é"]
+    assert all(row["prompt"] + row["text"] in texts[0] for row in made["completions"])
+    assert made["new_tokens"] == 24 == sum(len(row["tokens"]) for row in made["completions"])
+    assert made["bytes_per_second"] > 0 and made["bandwidth_share"] is None
+    generate.main([*plain, "--num-beams=3", "--repetition-penalty=1.5", "--min-p=0.1"])
+    assert capsys.readouterr().out.partition("-" * 40)[0] not in texts[0]
+
+
+def test_generate_from_published_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the tokeniser that lies beside them; the tokens are those of transformers."""
+    record = golden_store.load("generation.llama")
+    words = {f"w{i}": i for i in range(41)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "config.json").write_text(json.dumps(record.about["config"]))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": list(STOP)}))
+    save_file(file_of(record), tmp_path / "model.safetensors")
+    prompts = record.inputs["prompts"]
+    rows = [row[:n] for row, n in zip(prompts, record.inputs["lengths"], strict=True)]
+    given = [f"--prompt={' '.join(f'w{token}' for token in row)}" for row in rows]
+    out = tmp_path / "made.json"
+    for more, mode in (
+        (["--greedy", "--config.mesh.tensor=2"], "greedy"),
+        (["--num-beams=3"], "beams"),
+    ):
+        common = [f"--pretrained={tmp_path}", f"--length={NEW}", f"--json={out}"]
+        generate.main([*common, *given, *more])
+        made = json.loads(out.read_text())["completions"]
+        for row, expected in zip(made, record.outputs[mode], strict=True):
+            tokens = expected[expected >= 0].tolist()
+            assert row["tokens"] == tokens
+            assert row["text"].split() == [f"w{token}" for token in tokens]
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(SystemExit):
+        generate.main([*common, *given])
+    assert "model.vocab_size=41: text needs the 256 bytes" in capsys.readouterr().err
+
+
+GENERATE_BAD = {
+    "no model": ([], "give one of --workdir and --pretrained"),
+    "stream of beams": (["--num-beams=2", "--stream"], "nearest: one of the two"),
+    "drawn beams": (["--num-beams=2", "--temperature=1"], "nearest: temperature=0"),
+    "beams": (["--num-beams=0"], "beams=0: must be 1 (no beam search) or more"),
+    "JSON": (["--json=nowhere/made.json"], "--json=nowhere/made.json: no directory"),
+    "tokeniser": (["--tokenizer=nowhere"], "no tokeniser there; looked for tokenizer.json"),
+    "draft": (["--draft=nowhere"], "nowhere"),
+    "draft of beams": (["--draft=RUN", "--num-beams=2"], "with a draft model: must be 1"),
+    "draft length": (["--draft=RUN", "--draft-length=0"], "--draft-length=0: must be at least 1"),
+}
+
+
+@pytest.mark.parametrize("name", GENERATE_BAD)
+def test_bad_wishes_are_refused(
+    name: str, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags, message = GENERATE_BAD[name]
+    flags = [flag.replace("RUN", str(finished)) for flag in flags]
+    with pytest.raises(SystemExit) as end:
+        generate.main([*([f"--workdir={finished}"] if flags else []), "--length=4", *flags])
+    assert end.value.code == errors.BAD_INPUT
+    assert message in capsys.readouterr().err
 
 
 BAD = {
