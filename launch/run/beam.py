@@ -66,7 +66,7 @@ class Beam:
             best_BKT=tokens_BKT,
             best_BK=unfinished_BK,
             best_ends_BK=no_ends_BK,
-            cache=reading.take_rows(cache, self._axes(T), jnp.repeat(jnp.arange(B), K)),
+            cache=reading.take_rows(cache, self._axes(inputs, T), jnp.repeat(jnp.arange(B), K)),
         )
         return self._append(params, inputs, state, jnp.repeat(states_BD, K, axis=0))
 
@@ -74,12 +74,12 @@ class Beam:
         B, K, T = state.open_BKT.shape
         last_N1 = jnp.repeat(state.ends_B, K)[:, None] - 1
         token_N1 = jnp.take_along_axis(state.open_BKT.reshape(B * K, T), last_N1, axis=1)
-        memory = jax.tree.map(lambda x: jnp.repeat(x, K, axis=0), inputs.memory)
+        memory = jax.tree.map(lambda x: jnp.repeat(x, K, axis=0), inputs.later)
         states_N1D, cache = reading.read(self.model, params, token_N1, last_N1, state.cache, memory)
         return self._append(params, inputs, state.replace(cache=cache), states_N1D[:, 0])
 
-    def _axes(self, length: int) -> Any:
-        return reading.batch_axes(self.model, length)
+    def _axes(self, inputs: Inputs, length: int) -> Any:
+        return reading.batch_axes(self.model, inputs, length)
 
     def _append(self, params: Any, inputs: Inputs, state: Beams, states_ND: jax.Array) -> Beams:
         """Choose among the continuations, sort them into open and finished ones."""
@@ -111,7 +111,7 @@ class Beam:
             best_BKT=jnp.take_along_axis(best_BCT, best[..., None], axis=1),
             best_BK=best_BK,
             best_ends_BK=jnp.take_along_axis(best_ends_BC, best, axis=1),
-            cache=reading.take_rows(state.cache, self._axes(T), rows_N),
+            cache=reading.take_rows(state.cache, self._axes(inputs, T), rows_N),
         )
 
     def _candidates(

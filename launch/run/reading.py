@@ -27,8 +27,8 @@ class Inputs(struct.PyTreeNode):
 
     prompts_BP: tokens, padded on the right; lengths_B: tokens of each prompt, at least 1.
     seed: uint32 key data; rows_B: global number of each row, so that noise follows the row.
-    memory: arrays (B, ...) by the name under which `hidden` takes them, such as what an encoder
-      has made of its inputs; {} for a decoder alone.
+    memory: arrays (B, ...) by the name under which `hidden` takes them, such as `memory`, what an
+      encoder has made of its inputs; {} for a decoder alone.
     """
 
     prompts_BP: jax.Array
@@ -36,6 +36,11 @@ class Inputs(struct.PyTreeNode):
     seed: jax.Array
     rows_B: jax.Array
     memory: Mapping[str, Any] = struct.field(default_factory=dict)
+
+    @property
+    def later(self) -> dict[str, Any]:
+        """What is still to be given once the cache holds the keys and values of `memory`."""
+        return {name: x for name, x in self.memory.items() if name != "memory"}
 
     def keys(self, step: jax.Array | int) -> jax.Array:
         """A key for each row in this step, (B,)."""
@@ -108,9 +113,15 @@ def prefill(model: nn.Module, params: Any, inputs: Inputs, length: int) -> tuple
     """
     B, longest = inputs.prompts_BP.shape
     positions_BP = jnp.arange(longest)[None] + jnp.zeros_like(inputs.prompts_BP)
-    cache = model.empty_cache(B, length)
+    cache = empty_cache(model, inputs, B, length)
     states, cache = read(model, params, inputs.prompts_BP, positions_BP, cache, inputs.memory)
     return states[jnp.arange(B), inputs.lengths_B - 1], cache
+
+
+def empty_cache(model: nn.Module, inputs: Inputs, batch: int, length: int) -> Any:
+    """The model's, with room for the keys and values of a memory where there is one."""
+    held = {"memory_length": inputs.memory["memory"].shape[1]} if "memory" in inputs.memory else {}
+    return model.empty_cache(batch, length, **held)
 
 
 def room(inputs: Inputs, new_tokens: int) -> jax.Array:
@@ -123,9 +134,9 @@ def is_stop(tokens: jax.Array, stop: tuple[int, ...]) -> jax.Array:
     return jnp.isin(tokens, jnp.asarray(stop or (-1,), jnp.int32))
 
 
-def batch_axes(model: nn.Module, length: int) -> Any:
+def batch_axes(model: nn.Module, inputs: Inputs, length: int) -> Any:
     """Of each leaf of the model's cache, which dimension are the rows; -1: none."""
-    one, two = (jax.eval_shape(lambda n=n: model.empty_cache(n, length)) for n in (1, 2))
+    one, two = (jax.eval_shape(lambda n=n: empty_cache(model, inputs, n, length)) for n in (1, 2))
 
     def axis(a: Any, b: Any) -> int:
         sizes = enumerate(zip(a.shape, b.shape, strict=True))
