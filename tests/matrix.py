@@ -93,7 +93,7 @@ CHOSEN = {
         "data2 x fsdp2 x tensor2",
         "pipe2 x context2 x tensor2",
     ),
-    "whisper": ("fsdp8", "tensor8", "context8", "pipe2 x context2 x tensor2"),
+    "whisper": ("context8", "pipe2 x context2 x tensor2"),
 }
 
 

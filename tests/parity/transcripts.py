@@ -31,7 +31,13 @@ TOKENS: dict[str, Any] = {
 }
 # How it is asked for: language, task, timestamps, and what the rules are given beside TOKENS.
 MODES: dict[str, tuple[str, str, bool, dict[str, Any]]] = {
-    "text": ("en", "transcribe", False, {"begin_suppress_tokens": [0, 1, 2, 3, 4, 5, 6, END]}),
+    "text": (
+        "en",
+        "transcribe",
+        False,
+        # Pairs of times would make `generate` go on behind them, even here.
+        {"begin_suppress_tokens": [0, 1, 2, 3, 19, END], "suppress_tokens": [*range(21, 37)]},
+    ),
     "times": ("fr", "translate", True, {}),
     "early": ("en", "transcribe", True, {"max_initial_timestamp_index": 2}),
     "few": ("fr", "transcribe", True, {"suppress_tokens": [*range(2, 20), 21, 22, 23, 24, 25]}),

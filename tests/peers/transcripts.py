@@ -15,7 +15,7 @@ from tests.parity.transcripts import END, MODES, NEW, NOTHING, TOKENS
 from tests.peers import whispers
 from tests.peers.packages import tensor, versions
 
-VARIANTS = whispers.VARIANTS
+VARIANTS = ("whisper_relu_untied",)
 
 
 def record(variant: str, seed: int) -> Record:
@@ -41,11 +41,10 @@ def record(variant: str, seed: int) -> Record:
                     max_new_tokens=NEW,
                     do_sample=False,
                     return_dict_in_generate=True,
-                    return_segments=True,
                 )
-            # It goes on after the last pair of times: this is its first window.
-            first = found["segments"][0][0]["result"]
-            new = first["sequences"].flatten().numpy()[3 + (not times) :]
+            if times:  # it goes on after the last pair of times: this is its first window
+                found = found["segments"][0][0]["result"]
+            new = found["sequences"].flatten().numpy()[3 + (not times) :]
             new = new[: np.argmax([*(new == END), True])]
             row[: len(new)] = new
         outputs[mode] = rows
