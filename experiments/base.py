@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     """The defaults, not locked: `launch.run.config.load` refuses what is no key."""
     config = ConfigDict()
     config.seed = 0  # of the initial parameters, the order of the data and the dropout
-    for section in (_parts, _data, _optimizer, _machine, _train, _outputs):
+    for section in (_parts, _data, _optimizer, _tune, _machine, _train, _outputs):
         section(config)
     return config
 
@@ -63,6 +63,18 @@ def _optimizer(config: ConfigDict) -> None:
     config.optimizer.b2 = 0.95  # mean of its square: those, and rmsprop
     config.optimizer.eps = 1e-8  # added to the root of the mean square: those, and rmsprop
     config.optimizer.momentum = 0.9  # momentum, nesterov, muon
+
+
+def _tune(config: ConfigDict) -> None:
+    # Patterns are regular expressions for whole paths of parameters, separated by commas, such as
+    # "blocks/attention/.*,final_norm/.*"
+    config.tune = ConfigDict()
+    config.tune.base = ""  # work directory of the run whose last parameters this one starts from
+    config.tune.train = ""  # patterns of what is trained; "": all, or LoRA's factors alone
+    config.tune.freeze = ""  # patterns of what is not, whatever tune.train says
+    config.tune.lora_rank = 0  # of the factors trained beside frozen weights; 0: no LoRA
+    config.tune.lora_alpha = 16.0  # their product counts lora_alpha / lora_rank
+    config.tune.lora_targets = ""  # patterns of weights with factors; "": all dense but the head
 
 
 def _machine(config: ConfigDict) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise ValueError("give one of --workdir and --pretrained")
         prompts = _prompts(options)
         how = _sampling(options)
-        file = _json_file(options.json)
+        file = arguments.json_file(options)
         arguments.start(options)
         generation, step = _generation(options, overrides, prompts, how)
     made = generation.complete(options.seed, _show(options, prompts, generation))
@@ -40,9 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             for prompt, completion in zip(prompts, made.texts, strict=True):
                 print(f"{prompt}{completion}\n{stream.RULE}")
         print(f"{made.summary()}, step {step}")
-        if file is not None:
-            result = {"step": step, "completions": _completions(prompts, made), **made.as_json()}
-            file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        result = {"step": step, "completions": _completions(prompts, made), **made.as_json()}
+        arguments.write_json(file, result)
 
 
 def _parser() -> arguments.Parser:
@@ -118,16 +116,6 @@ def _sampling(options: argparse.Namespace) -> Sampling:
         length_penalty=options.length_penalty,
         early_stopping=options.early_stopping,
     )
-
-
-def _json_file(name: str | None) -> Path | None:
-    """Raises FileNotFoundError where the file's directory is not there."""
-    if name is None:
-        return None
-    folder = Path(name).absolute().parent
-    if not folder.is_dir():
-        raise FileNotFoundError(f"--json={name}: no directory {folder}")
-    return Path(name)
 
 
 def _generation(

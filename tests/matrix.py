@@ -87,9 +87,7 @@ WITH_EXPERTS = {"transformer with experts"}
 CHOSEN = {
     "seq2seq_transformer": (
         "fsdp8",
-        "tensor8",
         "context8",
-        "pipe8",
         "data2 x fsdp2 x tensor2",
         "pipe2 x context2 x tensor2",
     ),

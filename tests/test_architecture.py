@@ -68,8 +68,8 @@ NN_NOT_STANDARD = {
 }
 NOWHERE = {"pickle", "shelve", "dill", "tensorflow"}  # unsafe to load from; not in the base install
 EXPERIMENTS_STANDARD = {"__future__", "collections", "itertools", "math", "typing"}
-# The benchmark's peers; each is imported in a process of its own.
-NEEDS_EXTRA = re.compile(r"launch\.bench\.(\w+_peer|torch_job)")
+# The benchmark's peers, each imported in a process of its own, and what another package imports.
+NEEDS_EXTRA = re.compile(r"launch\.bench\.(\w+_peer|torch_job)|launch\.run\.harness")
 
 MAX_FILE = 400  # lines
 MAX_FUNCTION = 60  # lines

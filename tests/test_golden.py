@@ -41,6 +41,13 @@ def test_compare_passes_what_is_near() -> None:
     golden_store.compare(near, EXPECTED, {"": 0.0, "a": 1e-6, "b/": 1e-6})
 
 
+def test_a_gradient_that_is_rounding_is_compared_on_the_scale_of_the_others() -> None:
+    expected = {"grad/big": np.asarray([2.0]), "grad/none": np.asarray([1e-9])}
+    golden_store.compare({**expected, "grad/none": np.asarray([-2e-10])}, expected, 1e-5)
+    with pytest.raises(AssertionError, match="grad/none: error 1.00e-04"):
+        golden_store.compare({**expected, "grad/none": np.asarray([2.0001e-6])}, expected, 1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

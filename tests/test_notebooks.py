@@ -46,25 +46,37 @@ def test_a_notebook_opens_in_colab(path: Path) -> None:
     assert f"]({COLAB}/{path.name})" in first.source
 
 
-def test_quickstart_runs(tmp_path: Path, user_environment: dict[str, str]) -> None:
-    """At toy size, every cell, in a kernel of its own that starts outside the checkout."""
+def executed(name: str, folder: Path, environment: dict[str, str]) -> str:
+    """What a notebook prints at toy size, in a kernel of its own outside the checkout."""
     done = subprocess.run(
-        [sys.executable, "-c", EXECUTE, str(ROOT / "notebooks" / "quickstart.ipynb")],
-        cwd=tmp_path,
+        [sys.executable, "-c", EXECUTE, str(ROOT / "notebooks" / f"{name}.ipynb")],
+        cwd=folder,
         # Nearly all the time goes to compiling; less optimisation halves it.
-        env={**user_environment, "SMOKE": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        env={**environment, "SMOKE": "1", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         capture_output=True,
         text=True,
         timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    printed = done.stdout
+    return done.stdout
+
+
+def test_quickstart_runs(tmp_path: Path, user_environment: dict[str, str]) -> None:
+    printed = executed("quickstart", tmp_path, user_environment)
     assert "nearest: 'swiglu'" in printed  # the error that teaches
     assert "on cpu, 8 devices" in printed
     assert printed.count("image/png") == 2  # the curve, the attention maps
     assert "(128, 8)   ('tensor', 'fsdp')" in printed  # where the embedding table lies
     assert "CPU 7" in printed  # in the picture of its shards
+
+
+def test_transformers_runs(tmp_path: Path, user_environment: dict[str, str]) -> None:
+    printed = executed("transformers", tmp_path, user_environment)
+    assert printed.count("image/png") == 3  # attention, lens, patching
+    assert "blocks/attention/attention  (2, 1, 4, 17, 17)" in printed
+    assert "first text" in printed
+    assert "qwermylknjhpqwerm -> " in printed
 
 
 EXECUTE = """

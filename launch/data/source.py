@@ -19,7 +19,7 @@ import numpy as np
 
 Example = dict[str, np.ndarray]
 
-TASKS = ("classify", "next_token", "regress")
+TASKS = ("classify", "next_token", "regress", "sequence_to_sequence")
 SPLITS = ("train", "validation", "test")
 
 
@@ -31,7 +31,7 @@ class RecordError(RuntimeError):
 class Spec:
     """What a model and an objective must know of a data set before they see any of it."""
 
-    task: str  # classify, regress or next_token
+    task: str  # one of TASKS
     input_shape: tuple[int, ...]  # of one example, without the batch
     num_outputs: int  # classes, regression targets, or vocabulary
     name: str
@@ -43,7 +43,8 @@ class Source(abc.ABC):
 
     Examples are dictionaries of arrays without a batch dimension: `inputs` and `labels`
     (classify), `inputs` and `targets` (regress), `inputs, targets, segments, positions, mask`
-    (next_token). Reading must be safe from several threads at once.
+    (next_token), those with `input_segments` and `decoder_inputs` (sequence_to_sequence). Reading
+    must be safe from several threads at once.
     """
 
     augments = False  # whether `augmented` draws anything

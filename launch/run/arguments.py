@@ -68,13 +68,18 @@ def start(arguments: argparse.Namespace) -> None:
 
 
 def json_file(options: argparse.Namespace) -> Path | None:
-    """The file that `--json` names. Raises FileNotFoundError where its directory is not there."""
-    if not options.json:
+    """The file that `--json` names; see `output_file`."""
+    return output_file("--json", options.json)
+
+
+def output_file(flag: str, path: str | None) -> Path | None:
+    """A file that a flag names, if it does. Raises FileNotFoundError without its directory."""
+    if not path:
         return None
-    folder = Path(options.json).absolute().parent
+    folder = Path(path).absolute().parent
     if not folder.is_dir():
-        raise FileNotFoundError(f"--json={options.json}: no directory {folder}")
-    return Path(options.json)
+        raise FileNotFoundError(f"{flag}={path}: no directory {folder}")
+    return Path(path)
 
 
 def write_json(file: Path | None, values: Mapping[str, Any]) -> None:

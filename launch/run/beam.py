@@ -66,7 +66,7 @@ class Beam:
             best_BKT=tokens_BKT,
             best_BK=unfinished_BK,
             best_ends_BK=no_ends_BK,
-            cache=reading.take_rows(cache, self._axes(inputs, T), jnp.repeat(jnp.arange(B), K)),
+            cache=reading.take_rows(cache, jnp.repeat(jnp.arange(B), K)),
         )
         return self._append(params, inputs, state, jnp.repeat(states_BD, K, axis=0))
 
@@ -74,16 +74,13 @@ class Beam:
         B, K, T = state.open_BKT.shape
         last_N1 = jnp.repeat(state.ends_B, K)[:, None] - 1
         token_N1 = jnp.take_along_axis(state.open_BKT.reshape(B * K, T), last_N1, axis=1)
-        memory = jax.tree.map(lambda x: jnp.repeat(x, K, axis=0), inputs.later)
+        memory = jax.tree.map(lambda x: jnp.repeat(x, K, axis=0), inputs.memory)
         states_N1D, cache = reading.read(self.model, params, token_N1, last_N1, state.cache, memory)
         return self._append(params, inputs, state.replace(cache=cache), states_N1D[:, 0])
 
-    def _axes(self, inputs: Inputs, length: int) -> Any:
-        return reading.batch_axes(self.model, inputs, length)
-
     def _append(self, params: Any, inputs: Inputs, state: Beams, states_ND: jax.Array) -> Beams:
         """Choose among the continuations, sort them into open and finished ones."""
-        B, K, T = state.open_BKT.shape
+        B, K = state.open_BK.shape
         candidates_BCT, value_BC, parents_BC = self._candidates(params, inputs, state, states_ND)
         made_B = state.ends_B + 1 - inputs.lengths_B
         token_BC = jnp.take_along_axis(candidates_BCT, state.ends_B[:, None, None], axis=2)[..., 0]
@@ -111,7 +108,7 @@ class Beam:
             best_BKT=jnp.take_along_axis(best_BCT, best[..., None], axis=1),
             best_BK=best_BK,
             best_ends_BK=jnp.take_along_axis(best_ends_BC, best, axis=1),
-            cache=reading.take_rows(state.cache, self._axes(inputs, T), rows_N),
+            cache=reading.take_rows(state.cache, rows_N),
         )
 
     def _candidates(

@@ -11,9 +11,10 @@ import optax
 from ml_collections import FrozenConfigDict
 
 from launch.data.loader import Loader
-from launch.data.source import Source, Spec, data_directory
+from launch.data.source import TASKS, Source, Spec, data_directory
 from launch.run import config as configs
 from launch.run import optimizer, precision, resolve
+from launch.run.validate import tune_of
 from nn import names, parallel
 from nn.learning.task import Task
 from nn.parallel import schedule, sequence
@@ -76,10 +77,12 @@ def build(
         param_dtype=policy.param_dtype,
         loss_scale=policy.loss_scale,
         stochastic_rounding=policy.stochastic_rounding,
+        tune=tune_of(config),
     )
     named = jax.eval_shape(lambda: task.variables(0))
-    places = parallel.shardings(mesh, check_task(config, task, named)["params"])
-    transform, rate = optimizer.make(config.optimizer, config.train.steps, named["params"], places)
+    shardings = parallel.shardings(mesh, check_task(config, task, named)["params"])
+    (params, _), (places, _) = (task.tune.split(x) for x in (named["params"], shardings))
+    transform, rate = optimizer.make(config.optimizer, config.train.steps, params, places)
     task = dataclasses.replace(task, optimizer=transform)
     rule = resolve.module("rule", config.rule.name).Rule(configs.section(config, "rule"), task)
     notes = (f"attention over mesh.context={mesh.shape['context']}: {attention} ({why})",)
@@ -206,7 +209,7 @@ def open_data(config: FrozenConfigDict, split: str) -> Source:
 
 
 def _check_fit(config: FrozenConfigDict, spec: Spec) -> None:
-    if spec.task != config.objective.name and spec.task in ("classify", "regress", "next_token"):
+    if spec.task != config.objective.name and spec.task in TASKS:
         raise ValueError(
             f"objective.name={config.objective.name!r} does not suit data set {spec.name!r}, "
             f"which is for {spec.task!r}; nearest: objective.name={spec.task!r}"
@@ -219,7 +222,8 @@ def _check_fit(config: FrozenConfigDict, spec: Spec) -> None:
                 f"{spec.num_outputs}; nearest: {spec.num_outputs}"
             )
     limit = "context_length"
-    if limit in model and spec.task == "next_token" and spec.input_shape[0] > model[limit]:
+    rows = spec.task in ("next_token", "sequence_to_sequence")
+    if limit in model and rows and spec.input_shape[0] > model[limit]:
         raise ValueError(
             f"data.sequence_length={spec.input_shape[0]} is longer than "
             f"model.context_length={model[limit]}; nearest: {model[limit]}"

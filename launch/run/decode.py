@@ -59,7 +59,7 @@ class Plain:
         last_B1 = state.ends_B[:, None] - 1
         token_B1 = jnp.take_along_axis(state.tokens_BT, last_B1, axis=1)
         states_B1D, cache = reading.read(
-            self.model, params, token_B1, last_B1, state.cache, inputs.later
+            self.model, params, token_B1, last_B1, state.cache, inputs.memory
         )
         return self._append(params, inputs, state.replace(cache=cache), states_B1D[:, 0])
 

@@ -22,7 +22,7 @@ from launch.run.signals import Signals, Watchdog
 from launch.run.step import to_mesh, train_step
 from launch.run.workdir import WorkDir
 
-HIGHER_IS_BETTER = ("accuracy", "top5")
+HIGHER_IS_BETTER = ("accuracy", "top5_accuracy")
 
 
 @dataclasses.dataclass

@@ -26,10 +26,9 @@ from optax import contrib
 
 from nn import names
 from nn.optim.muon import scale_by_muon
-from nn.parallel.weight import is_named
+from nn.parallel.weight import STACKED, is_named, matrix_dims
 
 KINDS = ("kernel", "embedding", "scale", "bias")
-STACKED = ("layers", "expert")  # dimensions along which whole weights are stacked
 OUTPUTS = ("head", "output")  # modules that end a model: adam rather than muon
 Tree = Any
 
@@ -61,16 +60,14 @@ class Leaf:
     def matrix(self) -> contrib.MuonDimensionNumbers | None:
         """Which dimensions are inputs and outputs of the matrix, for muon; None where adam is due.
 
-        Muon is for hidden matrices (Jordan 2024): not for embeddings, heads and vectors. A kernel
-        reads from its first dimension when that is the residual width, as in (embed, heads,
-        head_dim); otherwise it writes to its last, as in (heads, head_dim, embed) or a convolution.
+        Muon is for hidden matrices (Jordan 2024): not for embeddings, heads and vectors.
         """
-        inner = range(len(self.stack), len(self.shape))
+        rank = len(self.shape)
+        stack, cut = matrix_dims(self.names)
         module = self.path.rpartition("/")[0].rpartition("/")[2]
-        if self.kind != "kernel" or len(inner) < 2 or "vocab" in self.names or module in OUTPUTS:
+        if self.kind != "kernel" or rank - stack < 2 or "vocab" in self.names or module in OUTPUTS:
             return None
-        cut = 1 if self.names[inner[0]] == "embed" else len(inner) - 1
-        return contrib.MuonDimensionNumbers(tuple(inner[:cut]), tuple(inner[cut:]))
+        return contrib.MuonDimensionNumbers(tuple(range(stack, cut)), tuple(range(cut, rank)))
 
     @property
     def side(self) -> int:

@@ -22,11 +22,12 @@ import numpy as np
 
 from launch.cluster import distributed
 from launch.run import config as configs
-from launch.run import published
+from launch.run import published, resolve
 from launch.run.build import Run, build
 from launch.run.safetensors_files import Tensors
 from launch.run.state import abstract_state, initial_state
 from nn import parallel
+from nn.learning import tune
 from nn.learning.task import Task
 from nn.pretrained.table import Leaf, flatten, nest
 
@@ -45,12 +46,15 @@ def run_of(directory: str, overrides: Sequence[str] = (), spec: str | None = Non
     Args:
       overrides: "section.key=value", as `launch.run.config.load` takes them.
       spec: an experiment, for what config.json does not say; by default experiments/base.py, with
-        sequences no longer than the model's context.
+        the family's usual objective and sequences no longer than the model's context.
     Raises:
       FileNotFoundError, ValueError: what `published.read`, `config.load` and `build` raise.
     """
     model = published.read(directory)
     own = [f"model.family={model.format.FAMILY}", f"model.pretrained={directory}"]
+    if spec is None:
+        usual = resolve.module("model", model.format.FAMILY).OBJECTIVES[0]
+        own.append(f"objective.name={usual}")
     if spec is None and hasattr(model.config, "context_length"):
         default = configs.defaults().data.sequence_length
         own.append(f"data.sequence_length={min(default, model.config.context_length)}")
@@ -85,7 +89,9 @@ class _Given(Task):
     values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def variables(self, seed: int) -> dict[str, Any]:
-        return {**super().variables(seed), **self.values}
+        own = super().variables(seed)
+        _, factors = tune.without_factors(own["params"])  # of LoRA, which no file has
+        return {**own, **self.values, "params": tune.join(self.values["params"], factors)}
 
 
 def variables(directory: str, run: Run) -> dict[str, Any]:
@@ -102,7 +108,8 @@ def variables(directory: str, run: Run) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{model.directory}: {error}") from error
     state = abstract_state(run.rule)
-    wanted = published.leaves_of(table, flatten({"params": state.params, **state.variables}))
+    params, _ = tune.without_factors(state.params)
+    wanted = published.leaves_of(table, flatten({"params": params, **state.variables}))
     table.check(wanted)  # a format that does not fit its family
     found = nest({path: to_mesh(leaf, wanted[path]) for path, leaf in leaves.items()})
     return found if "params" in found else {"params": found}

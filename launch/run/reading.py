@@ -1,8 +1,9 @@
 """What every loop over tokens does with a model: read tokens into a cache, ask for logits.
 
 A loop is a small object with three pure functions, `start`, `step` and `view`; `launch.run.decode`
-runs it. The model is any that has `empty_cache(batch, length)`, `hidden(tokens, positions, cache=,
-**memory) -> (states, cache, aux)` and `head(states)`.
+runs it. The model is any that has `empty_cache(batch, length, ahead=)`, whose leaves are (layers,
+batch, ...), `hidden(tokens, positions, segments, cache=, **memory) -> (states, cache, aux)` and
+`head(states)`.
 
 Legend: B rows, P longest prompt, N new tokens, T = P + N, S tokens read at once, D width of the
 states, V vocabulary.
@@ -27,8 +28,8 @@ class Inputs(struct.PyTreeNode):
 
     prompts_BP: tokens, padded on the right; lengths_B: tokens of each prompt, at least 1.
     seed: uint32 key data; rows_B: global number of each row, so that noise follows the row.
-    memory: arrays (B, ...) by the name under which `hidden` takes them, such as `memory`, what an
-      encoder has made of its inputs; {} for a decoder alone.
+    memory: arrays (B, ...) by the name under which `hidden` takes them, such as what an encoder
+      has made of its inputs; {} for a decoder alone.
     """
 
     prompts_BP: jax.Array
@@ -36,11 +37,6 @@ class Inputs(struct.PyTreeNode):
     seed: jax.Array
     rows_B: jax.Array
     memory: Mapping[str, Any] = struct.field(default_factory=dict)
-
-    @property
-    def later(self) -> dict[str, Any]:
-        """What is still to be given once the cache holds the keys and values of `memory`."""
-        return {name: x for name, x in self.memory.items() if name != "memory"}
 
     def keys(self, step: jax.Array | int) -> jax.Array:
         """A key for each row in this step, (B,)."""
@@ -61,6 +57,9 @@ class State(struct.PyTreeNode):
     ends_B: jax.Array
     done_B: jax.Array
     cache: Any
+
+
+MEMORY = "memory"  # of the memory's entries, that of which the cache keeps keys and values
 
 
 class Loop(Protocol):
@@ -90,9 +89,13 @@ def read(
     cache: Any,
     memory: Mapping[str, Any],
 ) -> tuple[jax.Array, Any]:
-    """States (B, S, D) of the tokens, and the cache with them in it."""
+    """States (B, S, D) of the tokens, and the cache with them in it.
+
+    What the cache keeps of the memory since `prefill` is not worked out again.
+    """
+    known = {name: x for name, x in memory.items() if name != MEMORY}
     out: Any = model.apply(
-        {"params": params}, tokens_BS, positions_BS, cache=cache, method="hidden", **memory
+        {"params": params}, tokens_BS, positions_BS, cache=cache, method="hidden", **known
     )
     return out[0], out[1]
 
@@ -105,23 +108,27 @@ def logits(model: nn.Module, params: Any, states_BSD: jax.Array) -> jax.Array:
     return all_gather(found, split, 2, same=True) if split else found
 
 
-def prefill(model: nn.Module, params: Any, inputs: Inputs, length: int) -> tuple[jax.Array, Any]:
+def prefill(
+    model: nn.Module, params: Any, inputs: Inputs, length: int, ahead: int = 1
+) -> tuple[jax.Array, Any]:
     """States (B, D) of the last token of each prompt, and a cache of `length` positions.
 
-    Padding is read at the positions after the prompt: nothing looks that far before the token that
-    belongs there is read in its place.
+    ahead: most tokens that are read at once from now on, those that are taken back among them.
     """
     B, longest = inputs.prompts_BP.shape
     positions_BP = jnp.arange(longest)[None] + jnp.zeros_like(inputs.prompts_BP)
-    cache = empty_cache(model, inputs, B, length)
-    states, cache = read(model, params, inputs.prompts_BP, positions_BP, cache, inputs.memory)
-    return states[jnp.arange(B), inputs.lengths_B - 1], cache
-
-
-def empty_cache(model: nn.Module, inputs: Inputs, batch: int, length: int) -> Any:
-    """The model's, with room for the keys and values of a memory where there is one."""
-    held = {"memory_length": inputs.memory["memory"].shape[1]} if "memory" in inputs.memory else {}
-    return model.empty_cache(batch, length, **held)
+    known_BP = (positions_BP < inputs.lengths_B[:, None]).astype(jnp.int32)
+    room = {"memory_length": inputs.memory[MEMORY].shape[1]} if MEMORY in inputs.memory else {}
+    out: Any = model.apply(
+        {"params": params},
+        inputs.prompts_BP,
+        positions_BP,
+        known_BP,
+        cache=model.empty_cache(B, length, ahead=ahead, **room),
+        method="hidden",
+        **inputs.memory,
+    )
+    return out[0][jnp.arange(B), inputs.lengths_B - 1], out[1]
 
 
 def room(inputs: Inputs, new_tokens: int) -> jax.Array:
@@ -134,19 +141,6 @@ def is_stop(tokens: jax.Array, stop: tuple[int, ...]) -> jax.Array:
     return jnp.isin(tokens, jnp.asarray(stop or (-1,), jnp.int32))
 
 
-def batch_axes(model: nn.Module, inputs: Inputs, length: int) -> Any:
-    """Of each leaf of the model's cache, which dimension are the rows; -1: none."""
-    one, two = (jax.eval_shape(lambda n=n: empty_cache(model, inputs, n, length)) for n in (1, 2))
-
-    def axis(a: Any, b: Any) -> int:
-        sizes = enumerate(zip(a.shape, b.shape, strict=True))
-        return next((i for i, (x, y) in sizes if x != y), -1)
-
-    return jax.tree.map(axis, one, two)
-
-
-def take_rows(cache: Any, axes: Any, rows: jax.Array) -> Any:
-    """The cache whose row i is row rows[i]; axes: of `batch_axes`."""
-    return jax.tree.map(
-        lambda x, axis: x if axis < 0 else jnp.take(x, rows, axis=axis), cache, axes
-    )
+def take_rows(cache: Any, rows: jax.Array) -> Any:
+    """The cache whose row i is row rows[i]."""
+    return jax.tree.map(lambda x: jnp.take(x, rows, axis=1), cache)

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from ml_collections import FrozenConfigDict
 
 from launch.run import config as configs
 from launch.run.build import Run, build
 from launch.run.checkpoint import Checkpoints
-from launch.run.state import abstract_state
+from launch.run.pretrained import first_state
+from launch.run.state import abstract_state, initial_state
+from nn.learning import tune
 
 
 def run_of(workdir: str, overrides: Sequence[str] = ()) -> Run:
@@ -43,6 +47,47 @@ def config_of(workdir: str, overrides: Sequence[str] = ()) -> FrozenConfigDict:
             f"train one with python -m launch.train --config=... --workdir={workdir}"
         )
     return configs.override(configs.from_json(path.read_text("utf-8")), overrides)
+
+
+def check_base(config: FrozenConfigDict) -> None:
+    """FileNotFoundError where `tune.base` has saved nothing; ValueError for two beginnings."""
+    base, published = config.tune.base, config.model.pretrained
+    if base and published:
+        raise ValueError(
+            f"tune.base={base} and model.pretrained={published} are both weights to start from; "
+            "nearest: tune.base=''"
+        )
+    if base and not any(Path(base).glob("checkpoints/*/commit_success.txt")):
+        raise FileNotFoundError(
+            f"tune.base={base}: no checkpoint of a run there; name the --workdir of one"
+        )
+
+
+def start_of(run: Run) -> Any:
+    """The first state of a run: parameters by chance, those of the published directory
+    `model.pretrained`, or those that the run `tune.base` ends with.
+
+    Raises:
+      FileNotFoundError: see `check_base`.
+      ValueError: it is a run of another model; what `first_state` raises.
+    """
+    base = run.config.tune.base
+    if not base:
+        return first_state(run)
+    check_base(run.config)
+    own, _ = tune.without_factors(abstract_state(run.rule).params)
+    checkpoints = Checkpoints(Path(base) / "checkpoints", keep=None)
+    try:
+        saved, _ = checkpoints.restore({"params": own}, partial=True)
+    except ValueError as error:
+        raise ValueError(f"tune.base={base}: {error}") from error
+    finally:
+        checkpoints.close()
+    state = initial_state(run.rule, run.config.seed)
+    params = tune.join(saved["params"], tune.without_factors(state.params)[1])
+    if state.average is not None:
+        state = state.replace(average=jax.tree.map(jnp.copy, run.rule.task.tune.split(params)[0]))
+    return state.replace(params=params)
 
 
 def state_of(run: Run, workdir: str, step: int | None = None) -> tuple[Any, dict[str, Any]]:

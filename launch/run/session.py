@@ -18,8 +18,9 @@ from launch.run.faults import Faults
 from launch.run.loop import Loop
 from launch.run.meter import Meter
 from launch.run.metrics import Progress, Writer
-from launch.run.pretrained import first_state, source_of
+from launch.run.pretrained import source_of
 from launch.run.profile import Profiler
+from launch.run.restore import check_base, start_of
 from launch.run.signals import Signals, Watchdog
 from launch.run.state import abstract_state
 from launch.run.workdir import WorkDir
@@ -39,6 +40,7 @@ def open_run(run: Run, workdir: str, profile: str | None) -> Loop:
     if config.metrics.wandb and importlib.util.find_spec("wandb") is None:
         raise ValueError("metrics.wandb=true needs the extra: pip install 'tessera[wandb]'")
     work.check(text)
+    check_base(config)
     loaders = {
         split: loader(config, open_data(config, split), split == "train") for split in SPLITS
     }
@@ -91,7 +93,7 @@ def restore(loop: Loop) -> Any:
         loop.writer.truncate(0)
         if directory := loop.run.config.model.pretrained:
             loop.metadata["pretrained"] = source_of(directory)
-        return first_state(loop.run)
+        return start_of(loop.run)
     state, metadata = loop.checkpoints.restore(abstract_state(rule))
     if metadata["data"] is not None:  # an imported model has seen none yet
         check_fingerprint(metadata["data"], loop.metadata["data"])

@@ -17,6 +17,7 @@ from launch.data.loader import Loader
 from launch.run.build import loader, open_data
 from nn.analysis import flops
 from nn.analysis.flops import Flops
+from nn.learning import tune
 from nn.learning.task import Task
 from nn.parallel.mesh import compiled_for
 
@@ -95,10 +96,12 @@ def model_flops(config: FrozenConfigDict, task: Task, state: Any, batch: Batch) 
         if hasattr(options, "chunks"):
             options = dataclasses.replace(options, chunks=1)
 
+    trained, frozen = task.tune.split(state.params)
+
     def loss(params: Any, batch: Any) -> jax.Array:
-        # Zeros made inside: the statistics of a model are constants to its gradient.
-        variables = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), state.variables)
-        weights = {"params": params, **variables}
+        # Zeros made inside: statistics and what is not trained are constants to the gradient.
+        fixed = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (frozen, state.variables))
+        weights = {"params": tune.join(params, fixed[0]), **fixed[1]}
         key = jax.random.key(0)
         sums, _ = task.objective.sums(options, task.model, weights, batch, key, train=True)
         total: jax.Array = sums["loss"][0]
@@ -106,7 +109,7 @@ def model_flops(config: FrozenConfigDict, task: Task, state: Any, batch: Batch) 
 
     plain = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
     with compiled_for("tpu"):
-        counted = flops.train_step_flops(loss, state.params, plain).model
+        counted = flops.train_step_flops(loss, trained, plain).model
     scaled = {
         kind: count * times * (times if kind == "attention" else 1)
         for kind, count in counted.matmul.items()

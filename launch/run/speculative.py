@@ -65,8 +65,9 @@ class Speculative:
     def start(self, params: Any, inputs: Inputs) -> Drafted:
         tokens_BT = reading.room(inputs, self.new_tokens)
         B, T = tokens_BT.shape
-        states_BD, cache = reading.prefill(self.model, params["model"], inputs, T)
-        _, draft_cache = reading.prefill(self.draft, params["draft"], inputs, T)
+        ahead = self.draft_length + 1
+        states_BD, cache = reading.prefill(self.model, params["model"], inputs, T, ahead)
+        _, draft_cache = reading.prefill(self.draft, params["draft"], inputs, T, ahead)
         lengths_B = inputs.lengths_B
         logits_BV = reading.logits(self.model, params["model"], states_BD[:, None])[:, 0]
         logits_BV = adjust(logits_BV, tokens_BT, lengths_B, lengths_B, self.how, self.processor)

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from launch.run import keys, optimizer, precision
 from nn import names
+from nn.learning import tune
 from nn.parallel import schedule
 from nn.parallel.mesh import AXES, USES, parse_rules
 
@@ -75,6 +76,8 @@ RULES: dict[str, Rule] = {
     "optimizer.b2": MOMENT,
     "optimizer.eps": POSITIVE,
     "optimizer.momentum": MOMENT,
+    "tune.lora_rank": COUNT_OR_OFF,
+    "tune.lora_alpha": POSITIVE,
     **{f"mesh.{axis}": AXIS for axis in AXES},
     "mesh.microbatches": COUNT,
     "mesh.rounds": COUNT,
@@ -112,7 +115,7 @@ def validate(config: ConfigDict) -> None:
             CHOICES[key](key, value)
         elif isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{key}={value}: must be finite")
-    for check in (_schedule, _mesh, _batch, _context, _early_stop):
+    for check in (_schedule, tune_of, _mesh, _batch, _context, _early_stop):
         check(config)
 
 
@@ -128,6 +131,11 @@ def _schedule(config: ConfigDict) -> None:
             f"optimizer.decay_steps={options.decay_steps}: must be at least "
             f"optimizer.warmup_steps={options.warmup_steps}; nearest: {options.warmup_steps}"
         )
+
+
+def tune_of(config: ConfigDict) -> tune.Tune:
+    """What section `tune` says of the parameters; where they start is for `restore`."""
+    return tune.Tune(**{name: value for name, value in config.tune.items() if name != "base"})
 
 
 def _mesh(config: ConfigDict) -> None:

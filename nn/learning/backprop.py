@@ -16,6 +16,7 @@ from flax import struct
 from jax.sharding import PartitionSpec as P
 
 from nn import parallel
+from nn.learning import tune
 from nn.learning.task import Task
 from nn.objectives.sums import Batch, Sums
 from nn.optim.rounding import apply_updates_stochastically
@@ -48,7 +49,7 @@ class State(struct.PyTreeNode):
     params: Any
     opt_state: Any
     variables: Any  # statistics of the model, by collection; {} for most
-    average: Any  # running average of params, or None
+    average: Any  # running average of those params that are trained, or None
     key: jax.Array  # uint32 data of the key from which every step's noise is derived
     skipped: jax.Array  # updates skipped in a row, int32
     scale: jax.Array  # factor of the loss, float32
@@ -67,12 +68,13 @@ class Rule:
         variables = parallel.unbox(self.task.variables(seed))
         dtype = self.task.param_dtype
         params = jax.tree.map(lambda x: x.astype(dtype), variables.pop("params"))
+        trained, _ = self.task.tune.split(params)
         return State(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            opt_state=self.task.optimizer.init(params),
+            opt_state=self.task.optimizer.init(trained),
             variables=variables,
-            average=jax.tree.map(jnp.copy, params) if self.config.ema_decay else None,
+            average=jax.tree.map(jnp.copy, trained) if self.config.ema_decay else None,
             key=jax.random.key_data(jax.random.fold_in(jax.random.key(seed), 1)),
             skipped=jnp.zeros((), jnp.int32),
             scale=jnp.asarray(self.task.loss_scale, jnp.float32),
@@ -85,11 +87,12 @@ class Rule:
         variables = self.task.variable_specs()
         params = variables.pop("params")
         task = self.task
+        (abstract, _), (trained, _) = (task.tune.split(tree) for tree in (shapes.params, params))
         return jax.tree.map(lambda _: P(), shapes).replace(
             params=params,
-            opt_state=optimizer_specs(task.optimizer, shapes.params, params, task.mesh),
+            opt_state=optimizer_specs(task.optimizer, abstract, trained, task.mesh),
             variables=variables,
-            average=params if self.config.ema_decay else None,
+            average=trained if self.config.ema_decay else None,
         )
 
     def update(self, state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
@@ -103,20 +106,24 @@ class Rule:
         self, state: State, gradients: Any, sums: Sums, variables: Any
     ) -> tuple[State, dict[str, jax.Array]]:
         """The step that follows from what `gradients` found: (state, metrics)."""
+        old, frozen = self.task.tune.split(state.params)
         means = {name: total / jnp.maximum(count, 1) for name, (total, count) in sums.items()}
         norm = optax.global_norm(gradients)
         optimizer, key = self.task.optimizer, jax.random.wrap_key_data(state.key)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, old)
         if self.task.stochastic_rounding:
             key = jax.random.fold_in(jax.random.fold_in(key, 2), state.step)
-            params = apply_updates_stochastically(state.params, updates, key)
+            params = apply_updates_stochastically(old, updates, key)
         else:
-            params = optax.apply_updates(state.params, updates)
+            params = optax.apply_updates(old, updates)
         average, keep = state.average, self.config.ema_decay
         if keep:
             average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, average, params)
         new = state.replace(
-            params=params, opt_state=opt_state, variables=variables, average=average
+            params=tune.join(params, frozen),
+            opt_state=opt_state,
+            variables=variables,
+            average=average,
         )
         finite = jnp.isfinite(norm) & jnp.isfinite(means["loss"])
         if self.config.skip_nonfinite:
@@ -136,7 +143,8 @@ class Rule:
         return new.replace(step=old.step + 1, skipped=skipped, scale=scale, good_steps=good)
 
     def gradients(self, state: State, batch: Batch) -> tuple[Any, Sums, Any]:
-        """Gradients of the mean loss, global sums, and new statistics; all global arrays."""
+        """Gradients of the mean loss by what is trained, global sums, and new statistics; all
+        global arrays."""
         variables = self.task.variable_specs()
         params = variables.pop("params")
         run = parallel.spmd(
@@ -144,7 +152,7 @@ class Rule:
             self.task.mesh,
             self.task.rules,
             in_specs=(params, variables, self.task.batch_specs(batch), P(), P(), P()),
-            out_specs=(params, P(), variables),
+            out_specs=(self.task.tune.split(params)[0], P(), variables),
         )
         total, sums, variables = run(
             state.params, state.variables, batch, state.key, state.step, state.scale
@@ -163,7 +171,9 @@ class Rule:
 
     def weights(self, state: State) -> Any:
         """The parameters to evaluate and to sample with."""
-        return state.params if state.average is None else state.average
+        if state.average is None:
+            return state.params
+        return tune.join(state.average, self.task.tune.split(state.params)[1])
 
     def _local_sums(self, params: Any, variables: Any, batch: Batch) -> Sums:
         weights = {"params": params, **variables}
@@ -179,9 +189,10 @@ class Rule:
         """On one shard: its share of every gradient, already summed where it is replicated."""
         key = jax.random.fold_in(jax.random.wrap_key_data(key), step)
         objective, options = self.task.objective, self.task.objective_config
+        params, frozen = self.task.tune.split(params)
 
         def loss(params: Any, variables: Any, batch: Batch, key: jax.Array) -> Any:
-            weights = {"params": params, **variables}
+            weights = {"params": tune.join(params, frozen), **variables}
             sums, new = objective.sums(options, self.task.model, weights, batch, key, train=True)
             return sums["loss"][0] * scale, (sums, {name: new[name] for name in variables})
 

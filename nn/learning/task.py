@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from nn import parallel
+from nn.learning import tune
 from nn.parallel import sequence
 
 
@@ -25,6 +26,7 @@ class Task:
     mesh, rules: every device of the run, and which axis splits what.
     param_dtype: of the stored parameters. loss_scale: initial factor of the loss; above 1 it
       adapts (float16). stochastic_rounding: of updates to parameters of low precision.
+    tune: which parameters are trained, and what is added to them.
     """
 
     model: nn.Module
@@ -37,11 +39,13 @@ class Task:
     param_dtype: Any = jnp.float32
     loss_scale: float = 1.0
     stochastic_rounding: bool = False
+    tune: tune.Tune = dataclasses.field(default_factory=tune.Tune)
 
     def variables(self, seed: int) -> dict[str, Any]:
         """Initial parameters and statistics, each `Named`; the same numbers on every mesh."""
-        variables = self.model.init(jax.random.key(seed), *self.example)
-        return {name: tree for name, tree in variables.items() if name != "intermediates"}
+        found = self.model.init(jax.random.key(seed), *self.example)
+        variables = {name: tree for name, tree in found.items() if name != "intermediates"}
+        return {**variables, "params": self.tune.with_factors(variables["params"], seed)}
 
     def variable_specs(self) -> dict[str, Any]:
         """A PartitionSpec per leaf of `variables`, by collection."""

@@ -44,6 +44,12 @@ def place(**changes: Any) -> Iterator[None]:
         _PLACE.reset(token)
 
 
+def layer_here() -> jax.Array | None:
+    """The number of the layer that is being traced; None outside of a stack."""
+    layer: jax.Array | None = _PLACE.get().layer
+    return layer
+
+
 def is_part() -> bool:
     """Whether the rows here are one part of a batch whose other parts are elsewhere."""
     return _PLACE.get().parts > 1

@@ -32,7 +32,7 @@ def einsum(equation: str, x: jax.Array, weight: Weight, scatter: str | None = No
         then holds this shard's positions only.
     """
     labels, output = equation.split(",")[1].split("->")
-    y = jnp.einsum(equation, x, weight.whole(like=x))
+    y = _product(equation, x, weight, weight.bare(like=x))
     summed = [
         axis
         for dim, label in enumerate(labels)
@@ -40,6 +40,12 @@ def einsum(equation: str, x: jax.Array, weight: Weight, scatter: str | None = No
     ]
     dim = output.index(scatter) if scatter is not None and sequence_is_split() else None
     return _finish(y, summed, dim)
+
+
+def _product(equation: str, x: jax.Array, weight: Weight, bare: jax.Array) -> jax.Array:
+    """x times a weight whose own part is gathered already, without sums over the mesh."""
+    y = jnp.einsum(equation, x, bare)
+    return y if weight.low_rank is None else y + weight.low_rank.einsum(equation, x)
 
 
 def _finish(y: jax.Array, summed: list[str], dim: int | None) -> jax.Array:
@@ -64,14 +70,18 @@ def einsum_parts(
     """
     labels, output = equation.split(",")[1].split("->")
     if x.shape[1] == 1:  # one token each: laying weights side by side costs more than it saves
-        return [jnp.einsum(equation, x, weight.whole(like=x)) for weight in weights]
+        return [_product(equation, x, weight, weight.bare(like=x)) for weight in weights]
     # All are cast to the axes of any before they are gathered: see `Weight.whole`.
     held = {axis for weight in weights for axis in collectives.varying(weight.value)} - {"fsdp"}
     like = collectives.vary(x, held)
-    whole = [weight.whole(like) for weight in weights]
+    whole = [weight.bare(like) for weight in weights]
     y = jnp.einsum(equation, x, jnp.concatenate(whole, dim))
     # A split, whose transpose is one concatenation; that of slices is a sum of padded arrays.
-    return list(lax.split(y, [w.shape[dim] for w in whole], axis=output.index(labels[dim])))
+    parts = lax.split(y, [w.shape[dim] for w in whole], axis=output.index(labels[dim]))
+    return [
+        part if weight.low_rank is None else part + weight.low_rank.einsum(equation, x)
+        for part, weight in zip(parts, weights, strict=True)
+    ]
 
 
 def sequence_is_split() -> bool:

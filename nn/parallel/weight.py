@@ -8,6 +8,7 @@ names, so that the sharded einsum knows what to gather and what to sum.
 from __future__ import annotations
 
 import dataclasses
+import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -64,13 +65,20 @@ class Weight:
     """The local share of a weight. Lives inside one trace.
 
     axes: per dimension, the mesh axis that splits it here.
+    low_rank: factors whose product is added to the value, or None.
     """
 
     value: jax.Array
     axes: tuple[str | None, ...]
+    low_rank: LowRank | None = None
 
     def whole(self, like: jax.Array) -> jax.Array:
-        """The value with its fsdp dimensions gathered, in the dtype of `like`.
+        """The weight with its fsdp dimensions gathered, in the dtype of `like`."""
+        bare = self.bare(like)
+        return bare if self.low_rank is None else bare + self.low_rank.whole(like)
+
+    def bare(self, like: jax.Array) -> jax.Array:
+        """`whole` without the factors.
 
         The share is cast to the axes of `like` before it is gathered, so that the transpose is
         a reduce-scatter over fsdp followed by a sum of the *share* over the other axes. What is
@@ -92,7 +100,8 @@ class Weight:
         sees that the way there and back leaves the narrow value.
         """
         axes = tuple(None if axis == "fsdp" else axis for axis in self.axes)
-        return Weight(self.whole(like).astype(sum_dtype(like.dtype)), axes)
+        value = self.bare(like).astype(sum_dtype(like.dtype))
+        return Weight(value, axes, self.low_rank and self.low_rank.gathered(like))
 
     def beside(self, y: jax.Array) -> jax.Array:
         """The value in the dtype of y, ready to be added to its last dimensions."""
@@ -107,6 +116,79 @@ class Weight:
         """The mesh axis, fsdp aside, over which a dimension stays split."""
         axis = self.axes[dim]
         return None if axis == "fsdp" else axis
+
+
+@dataclasses.dataclass(frozen=True)
+class LowRank:
+    """scale * a b, which is added to a weight (Hu et al. 2021, LoRA, section 4.1).
+
+    A weight (*stack, *inputs, *outputs) has a (*stack, *inputs, rank) and b (*stack, rank,
+    *outputs). Each is split as the weight is, the rank never: the product of a shard's shares is
+    its share of the product, so that no mesh needs code of its own. In a product with activations
+    the weight itself is not touched: x W + scale (x a) b. That makes neither a copy of W nor its
+    gradient, whose sums over the mesh would be as large as those of full training.
+
+    stack: number of dimensions along which whole weights are stacked.
+    """
+
+    a: Weight
+    b: Weight
+    scale: jax.Array
+    stack: int
+
+    def whole(self, like: jax.Array) -> jax.Array:
+        """scale * a b, with its fsdp dimensions gathered, in the dtype of `like`."""
+        product = stacked_product(self.a.whole(like), self.b.whole(like), self.stack)
+        return product * self.scale.astype(like.dtype)
+
+    def gathered(self, like: jax.Array) -> LowRank:
+        return dataclasses.replace(self, a=self.a.gathered(like), b=self.b.gathered(like))
+
+    def einsum(self, equation: str, x: jax.Array) -> jax.Array:
+        """`jnp.einsum(equation, x, self.whole(x))` by way of the rank where that is possible.
+
+        It is where the product sums over all inputs, or all outputs, and over nothing else.
+        """
+        left, output = equation.split("->")
+        of_x, labels = left.split(",")
+        rank = next(letter for letter in string.ascii_letters if letter not in equation)
+        cut = self.a.value.ndim - 1
+        inputs, outputs = labels[self.stack : cut], labels[cut:]
+        pairs = [
+            (self.a, f"{labels[:cut]}{rank}"),
+            (self.b, f"{labels[: self.stack]}{rank}{outputs}"),
+        ]
+        summed = {label for label in labels if label not in output}
+        if summed == set(outputs):  # a tied table, say, which is read from its last dimension
+            pairs.reverse()
+        elif summed != set(inputs):
+            return jnp.einsum(equation, x, self.whole(x))
+        (first, of_first), (second, of_second) = pairs
+        kept = "".join(label for label in of_x if label not in summed) + rank
+        h = jnp.einsum(f"{of_x},{of_first}->{kept}", x, first.whole(like=x))
+        y = jnp.einsum(f"{kept},{of_second}->{output}", h, second.whole(like=h))
+        return y * self.scale.astype(y.dtype)
+
+
+LORA = ("lora_a", "lora_b", "lora_scale")  # a parameter `kernel` has its factors in `kernel_lora_a`
+STACKED = ("layers", "expert")  # dimensions along which whole weights are stacked
+
+
+def stacked_product(a: jax.Array, b: jax.Array, stack: int) -> jax.Array:
+    """a (*stack, *inputs, rank) times b (*stack, rank, *outputs): (*stack, *inputs, *outputs)."""
+    batch = tuple(range(stack))
+    return jax.lax.dot_general(a, b, (((a.ndim - 1,), (stack,)), (batch, batch)))
+
+
+def matrix_dims(names: Names) -> tuple[int, int]:
+    """Where the inputs and where the outputs of a weight begin.
+
+    A weight reads from its first dimension when that is the residual width, as in (embed, heads,
+    head_dim); otherwise it writes to its last, as in (heads, head_dim, embed) or a convolution.
+    """
+    stack = next((d for d, name in enumerate(names) if name not in STACKED), len(names))
+    inner = len(names) - stack
+    return stack, stack + (1 if inner and names[stack] == "embed" else max(inner - 1, 0))
 
 
 def sum_dtype(dtype: Any) -> Any:
@@ -178,7 +260,21 @@ class Layer(nn.Module):
             return Named(init(key, local_shape(shape, axes)), names)
 
         value: Any = self.param(name, make)  # Linen unboxes it
-        return Weight(value, axes)
+        return Weight(value, axes, self._low_rank(name, axes))
+
+    def _low_rank(self, name: str, axes: tuple[str | None, ...]) -> LowRank | None:
+        """The factors beside a parameter, where there are any."""
+        beside = [f"{name}_{factor}" for factor in LORA]
+        if not self.has_variable("params", beside[0]):
+            return None
+        a, b, scale = (nn.meta.unbox(self.get_variable("params", path)) for path in beside)
+        stack, cut = a.ndim + b.ndim - len(axes) - 2, a.ndim - 1
+        return LowRank(
+            Weight(a, (*axes[:cut], None)),
+            Weight(b, (*axes[:stack], None, *axes[cut:])),
+            scale,
+            stack,
+        )
 
     def statistic(
         self, name: str, shape: Sequence[int], names: Names, fill: float, collection: str

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from nn import names
+from nn import names as names_
 from nn.families.transformer import Config
+from nn.pretrained import decoder
 from nn.pretrained.table import Row, Table, dense, prefix, read, require
 
 MODEL_TYPES = ("gpt2",)
@@ -37,17 +38,6 @@ DEFAULTS: Mapping[str, Any] = {
     "add_cross_attention": False,
     "tie_word_embeddings": True,
 }
-# Theirs -> ours; of two names for one function the first is written.
-ACTIVATIONS = {
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu": "gelu",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
-    "tanh": "tanh",
-    "quick_gelu": "quick_gelu",
-}
 
 
 def config_from(raw: Mapping[str, Any]) -> Config:
@@ -63,7 +53,6 @@ def config_from(raw: Mapping[str, Any]) -> Config:
         scale_attn_by_inverse_layer_idx=(c["scale_attn_by_inverse_layer_idx"], False),
         add_cross_attention=(c["add_cross_attention"], False),
         embd_pdrop=(c["embd_pdrop"], c["resid_pdrop"]),
-        attn_pdrop=(c["attn_pdrop"], c["resid_pdrop"]),
     )
     return Config(
         vocab_size=c["vocab_size"],
@@ -72,10 +61,11 @@ def config_from(raw: Mapping[str, Any]) -> Config:
         num_layers=c["n_layer"],
         num_heads=c["n_head"],
         mlp_dim=0 if c["n_inner"] is None else c["n_inner"],
-        activation=names.lookup("activation_function", c["activation_function"], ACTIVATIONS),
+        activation=names_.lookup("activation_function", c["activation_function"], decoder.PLAIN),
         norm_eps=c["layer_norm_epsilon"],
         tie_embeddings=c["tie_word_embeddings"],
         dropout=c["resid_pdrop"],
+        attention_dropout=decoder.rate_from(c["attn_pdrop"], c["resid_pdrop"]),
         init_std=c["initializer_range"],
     )
 
@@ -86,17 +76,7 @@ def config_to(config: Config) -> dict[str, Any]:
     Raises:
       ValueError: a GPT-2 cannot have a value of `config`.
     """
-    require(
-        "a GPT-2 file",
-        num_kv_heads=(config.kv_heads, config.num_heads),
-        head_dim=(config.head_width * config.num_heads, config.dim),
-        norm=(config.norm, "layer"),
-        position=(config.position, "learned"),
-        bias=(config.bias, True),
-        windows=(config.windows, (0,)),
-    )
-    theirs = {ours: name for name, ours in reversed(ACTIVATIONS.items())}
-    return {
+    raw = {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
         "vocab_size": config.vocab_size,
@@ -106,16 +86,17 @@ def config_to(config: Config) -> dict[str, Any]:
         "n_layer": config.num_layers,
         "n_head": config.num_heads,
         "n_inner": config.mlp_dim or None,
-        "activation_function": names.lookup("activation of GPT-2", config.activation, theirs),
+        "activation_function": decoder.activation_to(config, decoder.PLAIN, "GPT-2"),
         "resid_pdrop": config.dropout,
         "embd_pdrop": config.dropout,
-        "attn_pdrop": config.dropout,
+        "attn_pdrop": config.attention_rate,
         "layer_norm_epsilon": config.norm_eps,
         "initializer_range": config.init_std,
         "tie_word_embeddings": config.tie_embeddings,
         "bos_token_id": None,
         "eos_token_id": None,
     }
+    return decoder.held("a GPT-2 file", config, raw, config_from)
 
 
 def table(config: Config, names: Iterable[str] | None = None) -> Table:
@@ -126,32 +107,15 @@ def table(config: Config, names: Iterable[str] | None = None) -> Table:
     """
     config_to(config)
     base = prefix(names, "transformer.")
-    D, H, K = config.dim, config.num_heads, config.head_width
-    F = config.mlp_dim or 4 * D
-    h, attention = f"{base}h.{{}}", "blocks/attention"
-    qkv = [f"{attention}/{name}" for name in ("query", "key", "value")]
+    D, V = config.dim, config.vocab_size
     rows = [
-        Row(f"{base}wte.weight", ("embed/embedding",), (config.vocab_size, D)),
+        Row(f"{base}wte.weight", ("embed/embedding",), (V, D)),
         Row(f"{base}wpe.weight", ("positions/embedding",), (config.context_length, D)),
-        *_norm(f"{h}.ln_1", "blocks/attention_norm", D),
-        Row(f"{h}.attn.c_attn.weight", tuple(f"{x}_kernel" for x in qkv), (D, H, K), (D, H * K)),
-        Row(f"{h}.attn.c_attn.bias", tuple(f"{x}_bias" for x in qkv), (H, K), (H * K,)),
-        Row(f"{h}.attn.c_proj.weight", (f"{attention}/out_kernel",), (H, K, D), (H * K, D)),
-        Row(f"{h}.attn.c_proj.bias", (f"{attention}/out_bias",), (D,)),
-        *_norm(f"{h}.ln_2", "blocks/mlp_norm", D),
-        Row(f"{h}.mlp.c_fc.weight", ("blocks/mlp/up/kernel",), (D, F)),
-        Row(f"{h}.mlp.c_fc.bias", ("blocks/mlp/up/bias",), (F,)),
-        Row(f"{h}.mlp.c_proj.weight", ("blocks/mlp/down/kernel",), (F, D)),
-        Row(f"{h}.mlp.c_proj.bias", ("blocks/mlp/down/bias",), (D,)),
-        *_norm(f"{base}ln_f", "final_norm", D),
+        *decoder.gpt_layers(config, f"{base}h.{{}}"),
+        *decoder.norm(f"{base}ln_f", "final_norm", D),
     ]
     if not config.tie_embeddings:
-        rows += dense("lm_head", "output/kernel", (D, config.vocab_size), 1)
+        rows += dense("lm_head", "output/kernel", (D, V), 1)
     copies = {"lm_head.weight": f"{base}wte.weight"} if config.tie_embeddings else {}
     masks = r"(transformer\.)?h\.\d+\.attn\.(masked_)?bias"
     return Table(tuple(rows), config.num_layers, masks, copies)
-
-
-def _norm(file: str, ours: str, width: int) -> list[Row]:
-    leaves = {"weight": "scale", "bias": "bias"}
-    return [Row(f"{file}.{x}", (f"{ours}/{y}",), (width,)) for x, y in leaves.items()]

@@ -20,6 +20,7 @@ MODEL_TYPES = ("mixtral",)
 FAMILY = "transformer"
 # What the format means when config.json leaves a key out.
 DEFAULTS: Mapping[str, Any] = {
+    **decoder.DEFAULTS,
     "model_type": "mixtral",
     "vocab_size": 32000,
     "hidden_size": 4096,
@@ -27,23 +28,14 @@ DEFAULTS: Mapping[str, Any] = {
     "num_hidden_layers": 32,
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
-    "head_dim": None,  # None: hidden_size / num_attention_heads
-    "hidden_act": "silu",
     "max_position_embeddings": 131072,
-    "initializer_range": 0.02,
     "rms_norm_eps": 1e-5,
-    "attention_dropout": 0.0,
-    "sliding_window": None,
-    "tie_word_embeddings": False,
     "rope_theta": 1000000.0,
-    "rope_scaling": None,
-    "rope_parameters": None,
     "num_experts_per_tok": 2,
     "num_local_experts": 8,
     "router_aux_loss_coef": 0.001,
     "router_jitter_noise": 0.0,
 }
-ACTIVATIONS = {"silu": "swiglu", "gelu": "geglu", "gelu_pytorch_tanh": "geglu_tanh"}
 
 
 def config_from(raw: Mapping[str, Any]) -> Config:
@@ -53,20 +45,12 @@ def config_from(raw: Mapping[str, Any]) -> Config:
       ValueError: a value that is wrong, or that our transformer cannot express.
     """
     c = read(raw, DEFAULTS)
-    rope = {"rope_theta": c["rope_theta"], "rope_type": "default"} | (c["rope_parameters"] or {})
-    require(
-        "our transformer",
-        attention_dropout=(c["attention_dropout"], 0.0),
-        # Theirs disturbs what the experts see too.
-        router_jitter_noise=(c["router_jitter_noise"], 0.0),
-        rope_scaling=(c["rope_scaling"], None),
-        rope_type=(rope["rope_type"], "default"),
-    )
+    # Their jitter disturbs what the experts see too.
+    require("our transformer", router_jitter_noise=(c["router_jitter_noise"], 0.0))
     return Config(
-        **decoder.fields_from(c, ACTIVATIONS),
+        **decoder.fields_from(c),
         bias=False,
-        rope_theta=float(rope["rope_theta"]),
-        windows=(c["sliding_window"] or 0,),
+        windows=decoder.windows_from(c),
         num_experts=c["num_local_experts"],
         experts_per_token=c["num_experts_per_tok"],
         router_balance_loss=c["router_aux_loss_coef"] / c["num_hidden_layers"],
@@ -79,33 +63,19 @@ def config_to(config: Config) -> dict[str, Any]:
     Raises:
       ValueError: a Mixtral cannot have a value of `config`.
     """
-    plain = Config(num_experts=max(config.num_experts, 1), experts_per_token=1)
-    fixed = (
-        *("expert_dim", "shared_experts", "router_scores", "router_normalize", "router_scale"),
-        *("router_groups", "router_bias_rate", "router_jitter", "router_z_loss"),
-        "router_capacity",
-    )
-    require(
-        "a Mixtral file",
-        norm=(config.norm, "rms"),
-        position=(config.position, "rotary"),
-        rope_scaling=(config.rope_scaling, "none"),
-        bias=(config.bias, False),
-        dropout=(config.dropout, 0.0),
-        num_experts=(config.num_experts, plain.num_experts),
-        **{name: (getattr(config, name), getattr(plain, name)) for name in fixed},
-    )
-    return decoder.fields_to(config, ACTIVATIONS, "Mixtral") | {
+    if not config.num_experts:
+        raise ValueError("num_experts=0: a Mixtral file has some; nearest: model_type 'llama'")
+    raw = decoder.fields_to(config, "Mixtral") | {
         "model_type": "mixtral",
         "architectures": ["MixtralForCausalLM"],
-        "sliding_window": config.windows[0] or None,
-        "rope_parameters": {"rope_theta": config.rope_theta, "rope_type": "default"},
+        "sliding_window": decoder.windows_to(config, "Mixtral")["sliding_window"],
         "num_experts_per_tok": config.experts_per_token,
         "num_local_experts": config.num_experts,
         "router_aux_loss_coef": config.router_balance_loss * config.num_layers,
         "router_jitter_noise": 0.0,
         "output_router_logits": False,
     }
+    return decoder.held("a Mixtral file", config, raw, config_from)
 
 
 def table(config: Config, names: Iterable[str] | None = None) -> Table:
@@ -125,4 +95,4 @@ def table(config: Config, names: Iterable[str] | None = None) -> Table:
     ):
         path = f"blocks/moe/{ours}_kernel"
         rows += dense(f"{moe}.experts.{{}}.{file}", path, matrix, 1)
-    return decoder.table(config, rows, experts=E)
+    return decoder.table(config, rows)

@@ -18,6 +18,7 @@ from launch.bench import outputs
 from launch.run import errors, pretrained, restore
 from launch.run.checkpoint import read_metadata
 from launch.run.safetensors_files import SINGLE, Tensors
+from nn.learning import tune
 from nn.pretrained import find, to_ours
 from nn.pretrained.table import Leaf
 from tests.launch import published, runs
@@ -293,3 +294,20 @@ def test_places_that_are_taken(
     assert "is not empty: name a directory that is not there yet" in line
     line = refused(capsys, convert, "import", f"--from={bfloat16}", f"--to={imported}", *SHORT)
     assert "holds checkpoints: name a directory that is not there" in line
+
+
+def test_published_weights_are_tuned_by_factors_beside_them(bfloat16: Path) -> None:
+    run = pretrained.run_of(str(bfloat16), ["tune.lora_rank=2", "mesh.tensor=2", "mesh.fsdp=2"])
+    params = pretrained.first_state(run).params
+    own, factors = tune.without_factors(params)
+    assert len(jax.tree.leaves(factors)) == 3 * 7  # of the projections of a Llama
+    assert same(own, pretrained.first_state(pretrained.run_of(str(bfloat16))).params)
+
+
+def test_a_run_starts_from_one_thing(
+    bfloat16: Path, imported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = (f"--config.model.pretrained={bfloat16}", f"--config.tune.base={imported}")
+    config = ("--config=experiments/bytes_gpt.py", f"--workdir={tmp_path / 'run'}")
+    line = refused(capsys, train, *config, *keys, *SHORT, "--config.optimizer.warmup_steps=0")
+    assert "are both weights to start from" in line

@@ -42,6 +42,7 @@ class Config:
     tie_embeddings: bool = True  # the head is the embedding table
     scale_head: bool = False  # states are divided by sqrt(dim) before the head
     head_bias: bool = False
+    start_token: int = 0  # what the decoder's inputs begin with, before its first target
     dropout: float = 0.0  # probability: embeddings, branches
     attention_dropout: float = 0.0  # of the attention weights
     mlp_dropout: float = 0.0  # of the hidden units
@@ -68,6 +69,12 @@ class Config:
         for field in RATES:
             if not 0.0 <= getattr(self, field) < 1.0:
                 raise ValueError(f"model.{field}={getattr(self, field)}: must be in [0, 1)")
+        if not 0 <= self.start_token < self.vocab_size:
+            last = self.vocab_size - 1
+            raise ValueError(
+                f"model.start_token={self.start_token}: must be in 0 to {last}; "
+                f"nearest: {min(max(self.start_token, 0), last)}"
+            )
         # The encoder has half of the buckets for each side, and half of those for exact distances.
         if self.relative_buckets < 4 or self.relative_buckets % 4:
             raise ValueError(

@@ -36,6 +36,7 @@ def _bart(dim: int, layers: int, heads: int, vocabulary: int) -> Config:
         position="learned",
         position_offset=2,
         head_bias=True,
+        start_token=2,
         dropout=0.1,
     )
 
@@ -86,6 +87,7 @@ PRESETS = {
         context_length=512,
         activation="silu",
         head_bias=True,
+        start_token=58100,
         embed_std=0.0,
     ),
     "bart-base": _bart(768, 6, 12, 50265),

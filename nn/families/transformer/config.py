@@ -56,7 +56,8 @@ class Config:
     tie_embeddings: bool = True  # the head is the embedding table
     # a query sees this many positions up to itself, layer by layer in turn; 0: all
     windows: tuple[int, ...] = (0,)
-    dropout: float = 0.0  # probability: embeddings, branches, attention weights
+    dropout: float = 0.0  # probability: of embeddings, branches and attention weights
+    attention_dropout: float = -1.0  # of the attention weights; -1: as dropout
     init_std: float = 0.02  # of weights; those that write to the residual: / sqrt(2 num_layers)
     remat: str = "none"  # none | block | dots | names | offload: see nn/layers/stack.py
     # what names keeps and offload sends to the host: these, or mlp
@@ -96,6 +97,10 @@ class Config:
             )
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"model.dropout={self.dropout}: must be in [0, 1)")
+        if self.attention_dropout != -1 and not 0.0 <= self.attention_dropout < 1.0:
+            raise ValueError(
+                f"model.attention_dropout={self.attention_dropout}: must be in [0, 1), or -1"
+            )
         if not self.windows or min(self.windows) < 0:
             raise ValueError(f"model.windows={self.windows}: one or more sizes, 0 for no limit")
         if self.rope_dim % 2 or self.rope_dim > self.head_width:
@@ -126,6 +131,10 @@ class Config:
     @property
     def mlp_width(self) -> int:
         return self.mlp_dim or 4 * self.dim
+
+    @property
+    def attention_rate(self) -> float:
+        return self.dropout if self.attention_dropout == -1 else self.attention_dropout
 
     @property
     def embed_width(self) -> int:
@@ -166,7 +175,7 @@ class Config:
             alibi=self.position == "alibi",
             windows=self.windows,
             dropout=self.dropout,
-            attention_dropout=self.dropout,
+            attention_dropout=self.attention_rate,
             init_std=self.init_std,
             out_std=self.init_std * (2 * self.num_layers) ** -0.5,
             experts=self.experts,

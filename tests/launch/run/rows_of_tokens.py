@@ -23,6 +23,7 @@ class Tiny:
     """scale: of the matrices, so large that what attention finds decides what comes next."""
 
     vocab_size: int = 96
+    windows: tuple[int, ...] = (0,)
     scale: float = 4.0
     seed: int = 0
 
@@ -31,6 +32,7 @@ class Tiny:
         config = dataclasses.replace(
             transformer.tiny(),
             vocab_size=self.vocab_size,
+            windows=self.windows,
             position="rotary",
             num_kv_heads=2,
             norm="rms",

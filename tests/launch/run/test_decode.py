@@ -60,6 +60,13 @@ def by_the_full_pass(prompts: list[list[int]], how: Sampling) -> list[list[int]]
     return [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
 
 
+class WideCache(type(TINY.model)):  # type: ignore[misc]
+    """Keeps all positions whatever the windows are."""
+
+    def empty_cache(self, batch: int, length: int, ahead: int = 0) -> Any:
+        return super().empty_cache(batch, length)
+
+
 @functools.cache
 def expected(name: str) -> list[list[int]]:
     return by_the_full_pass(PROMPTS, OPTIONS[name])
@@ -75,6 +82,26 @@ def test_ragged_prompts_go_on_as_the_full_pass_says(name: str, mesh: str) -> Non
     assert len({token for row in made for token in row}) > 8
     if name == "drawn":
         assert {len(row) == NEW for row in made} == {True, False}  # some stopped, some did not
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_where_all_layers_have_a_window_the_cache_is_as_short(beams: int) -> None:
+    """Prompts and continuations are longer than the window; each token by the full pass."""
+    narrow = Tiny(windows=(4,))
+    loop = decode.loop_of(narrow.model, NEW, Sampling(temperature=0, beams=beams))
+    inputs = inputs_of(PROMPTS)
+    state = jax.eval_shape(loop.start, narrow.params, inputs)
+    assert state.cache.key.shape[3] == 4
+    made = new_of(view_of(loop, narrow.params, inputs), PROMPTS)
+    wide = decode.loop_of(WideCache(narrow.model.config), NEW, loop.how)
+    assert jax.eval_shape(wide.start, narrow.params, inputs).cache.key.shape[3] > 4
+    assert made == new_of(view_of(wide, narrow.params, inputs), PROMPTS)
+    if beams == 1:
+        rows = [list(prompt) for prompt in PROMPTS]
+        for _ in range(NEW):
+            best = narrow.logits(rows).argmax(axis=1)
+            rows = [[*row, int(token)] for row, token in zip(rows, best, strict=True)]
+        assert made == [row[len(p) :] for row, p in zip(rows, PROMPTS, strict=True)]
 
 
 def test_a_row_does_not_depend_on_its_company() -> None:

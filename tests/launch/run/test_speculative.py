@@ -58,6 +58,19 @@ def test_greedy_text_is_that_without_a_draft(noise: float) -> None:
     assert (view["offered"] == 6).all() == (noise == 0)
 
 
+def test_a_window_is_no_shorter_than_what_is_taken_back() -> None:
+    """The caches wrap, with draft tokens in them that were refused."""
+    narrow = Tiny(windows=(4,))
+    plain = new_of(
+        view_of(decode.loop_of(narrow.model, NEW, GREEDY), narrow.params, inputs_of(PROMPTS)),
+        PROMPTS,
+    )
+    loop = Speculative(narrow.model, narrow.model, GREEDY, NEW, 3)
+    view = view_of(loop, params(0.1) | {"model": narrow.params}, inputs_of(PROMPTS))
+    assert new_of(view, PROMPTS) == plain
+    assert 0 < view["accepted"].sum() < view["offered"].sum()
+
+
 def test_a_stop_token_ends_a_row_wherever_it_is_in_the_draft() -> None:
     free = plain()
     for place in (1, 3):

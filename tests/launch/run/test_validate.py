@@ -25,6 +25,11 @@ EDGES = {
     "optimizer.b2": [("0", "-0.1"), ("0.99", "1")],
     "optimizer.eps": [("1e-30", "0")],
     "optimizer.momentum": [("0", "-0.1"), ("0.99", "1")],
+    "tune.train": [(".*", "blocks/(")],
+    "tune.freeze": [("embed/.*", "[")],
+    "tune.lora_rank": [("0", "-1")],
+    "tune.lora_alpha": [("1", "0")],
+    "tune.lora_targets": [("", ".*kernel")],
     "mesh.pipe": [("1", "0")],
     "mesh.data": [("-1", "-2"), ("1", "0")],
     "mesh.fsdp": [("4", "0")],
@@ -55,7 +60,7 @@ EDGES = {
     "mesh.reduce_dtype": [("bfloat16", "float16")],
     "mesh.rules": [("mlp=fsdp", "mlp=fsdb"), ("embed=", "embd=")],
 }
-FREE = {"data.dir", "metrics.tensorboard", "metrics.wandb", "metrics.wandb_project"}
+FREE = {"tune.base", "data.dir", "metrics.tensorboard", "metrics.wandb", "metrics.wandb_project"}
 FREE |= {"mesh.sequence_parallel", "sample.prompt", "train.early_stop_metric", "model.preset"}
 FREE |= {"model.family", "objective.name", "rule.name", "data.name"}  # files: test_config.py
 FREE |= {"model.pretrained"}  # test_published.py

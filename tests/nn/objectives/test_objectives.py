@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from launch.run.state import initial_state
+from launch.run.step import to_mesh
 from nn import parallel
+from nn.layers.dense import Dense
+from nn.learning import backprop
+from nn.learning.task import Task
 from nn.objectives import classify, next_token, regress
 from tests import parallel_cases as cases
 
@@ -112,3 +119,53 @@ def test_wrong_options_are_refused() -> None:
         classify.Config(label_smoothing=1.0)
     with pytest.raises(ValueError, match="at least 1"):
         next_token.Config(chunks=0)
+
+
+class Linear(parallel.Layer):
+    """Logits of `classes` classes, which `tensor` splits."""
+
+    classes: int
+    train: bool = False
+
+    @property
+    def classes_axis(self) -> str | None:
+        return parallel.split_axis("vocab", self.classes)
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return Dense(self.classes, names=(None, "vocab"), name="output")(x)
+
+
+@pytest.mark.parametrize("classes", [12, 6, 5])
+def test_top5_and_split_classes(classes: int) -> None:
+    """Against a sort; on one device, with split classes, and where tensor does not divide them."""
+    rng = np.random.default_rng(classes)
+    inputs = rng.normal(size=(16, 7)).astype(np.float32)
+    labels = rng.integers(0, classes, 16).astype(np.int32)
+    mask = (np.arange(16) % 5 > 0).astype(np.float32)
+    found = []
+    for sizes in ({"data": 1}, {"tensor": 4, "data": 2}):
+        task = Task(
+            model=Linear(classes),
+            example=(jnp.asarray(inputs[:2]),),
+            objective=classify,
+            objective_config=classify.Config(label_smoothing=0.1),
+            optimizer=optax.sgd(0.1),
+            mesh=parallel.make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))]),
+        )
+        rule = backprop.Rule(backprop.Config(), task)
+        state = initial_state(rule, 0)
+        batch = {"inputs": inputs, "labels": labels, "mask": mask}
+        sums = jax.jit(rule.evaluate)(state, to_mesh(rule, batch))
+        found.append({name: mean(sums, name) for name in sums})
+    dense = jax.device_get(state.params)["output"]
+    order = np.argsort(-(inputs @ dense["kernel"] + dense["bias"]), axis=1, kind="stable")
+    wanted = {
+        name: ((order[:, :k] == labels[:, None]).any(axis=1) * mask).sum() / mask.sum()
+        for name, k in (("accuracy", 1), ("top5_accuracy", 5))
+        if k < classes
+    }
+    assert {name for name in found[0] if name != "loss"} == wanted.keys()
+    for name, value in wanted.items():
+        assert found[0][name] == pytest.approx(value, rel=1e-6), name
+    assert found[1] == pytest.approx(found[0], rel=1e-5)

@@ -113,7 +113,6 @@ def test_wrong_files(change: dict[str, np.ndarray | None], message: str) -> None
         ({"scale_attn_by_inverse_layer_idx": True}, "idx=True: our .*; nearest: False"),
         ({"scale_attn_weights": False}, "scale_attn_weights=False: .*; nearest: True"),
         ({"add_cross_attention": True}, "add_cross_attention=True: .*; nearest: False"),
-        ({"attn_pdrop": 0.2}, "attn_pdrop=0.2: .*; nearest: 0.1"),
         ({"embd_pdrop": 0.2}, "embd_pdrop=0.2: .*; nearest: 0.1"),
         ({"n_layer": "12"}, "n_layer='12': must be of type int"),
         ({"n_head": True}, "n_head=True: must be of type int"),
@@ -131,7 +130,8 @@ def test_wrong_configs(change: dict[str, object], message: str) -> None:
     ("change", "message"),
     [
         ({"num_kv_heads": 1}, "num_kv_heads=1: a GPT-2 file .*; nearest: 3"),
-        ({"head_dim": 5}, "head_dim=15: a GPT-2 file .*; nearest: 12"),
+        ({"head_dim": 5}, "head_dim=5: a GPT-2 file .*; nearest: 4"),
+        ({"parallel": "one_norm"}, "parallel='one_norm': .*; nearest: 'none'"),
         ({"norm": "rms"}, "norm='rms': .*; nearest: 'layer'"),
         ({"position": "rotary"}, "position='rotary': .*; nearest: 'learned'"),
         ({"bias": False}, "bias=False: .*; nearest: True"),

@@ -72,8 +72,8 @@ def test_files_with_a_hole(tensor: str, message: str) -> None:
     [
         ({"model_type": "mistral"}, "unknown model_type 'mistral': .*; nearest: 'mixtral'"),
         ({"router_jitter_noise": 0.1}, "router_jitter_noise=0.1: .*; nearest: 0.0"),
-        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling=.*; nearest: None"),
-        ({"rope_parameters": {"rope_type": "linear"}}, "rope_type='linear': .*'default'"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "unknown rope_type 'yarn'"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "rope_type='linear' without 'factor'"),
         ({"num_local_experts": "8"}, "num_local_experts='8': must be of type int"),
     ],
 )
@@ -85,7 +85,7 @@ def test_wrong_configs(change: dict[str, object], message: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_experts": 0}, "num_experts=0: a Mixtral file does not have that; nearest: 1"),
+        ({"num_experts": 0}, "num_experts=0: a Mixtral file has some; nearest: model_type"),
         ({"router_scores": "sigmoid"}, "router_scores='sigmoid': .*; nearest: 'softmax'"),
         ({"shared_experts": 1}, "shared_experts=1: .*; nearest: 0"),
         ({"norm": "layer"}, "norm='layer': .*; nearest: 'rms'"),
