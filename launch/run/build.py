@@ -221,11 +221,11 @@ def _check_fit(config: FrozenConfigDict, spec: Spec) -> None:
                 f"model.{key}={model[key]} is too small for data set {spec.name!r}, which has "
                 f"{spec.num_outputs}; nearest: {spec.num_outputs}"
             )
-    limit = "context_length"
+    limit, length = "context_length", config.data.sequence_length
     rows = spec.task in ("next_token", "sequence_to_sequence")
-    if limit in model and rows and spec.input_shape[0] > model[limit]:
+    if limit in model and rows and length > model[limit]:
         raise ValueError(
-            f"data.sequence_length={spec.input_shape[0]} is longer than "
+            f"data.sequence_length={length} is longer than "
             f"model.context_length={model[limit]}; nearest: {model[limit]}"
         )
 
