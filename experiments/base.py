@@ -92,7 +92,7 @@ def _machine(config: ConfigDict) -> None:
     config.mesh.microbatches = 1  # parts of a batch that go through the pipeline one by one
     config.mesh.schedule = "gpipe"  # of the pipeline: gpipe, interleaved or 1f1b
     config.mesh.rounds = 1  # pieces of the depth per stage; above 1: interleaved only
-    config.mesh.attention = "auto"  # over context: ring or ulysses; auto chooses and says so
+    config.mesh.attention = "auto"  # over context: ring, ulysses, gather; auto chooses, says so
     config.mesh.dispatch = "auto"  # over expert: gather, all_to_all or ragged; auto: by the backend
     # of the sums of gradients over the mesh, which are float32 where activations are: float32, or
     # bfloat16, which halves their bytes; weights travel in the format of the activations

@@ -83,15 +83,12 @@ VARIANTS = {
     "whisper": WHISPER,
 }
 WITH_EXPERTS = {"transformer with experts"}
-# Made of the blocks of others, whose every mesh is run: all meshes but these are slow.
-CHOSEN = {
-    "seq2seq_transformer": (
-        "fsdp8",
-        "context8",
-        "data2 x fsdp2 x tensor2",
-        "pipe2 x context2 x tensor2",
-    ),
-    "whisper": ("context8", "pipe2 x context2 x tensor2"),
+# Families whose meshes are all run; of the others, which are made of the same blocks, those that
+# show what they add, and the rest is slow.
+THOROUGH = {"mlp", "resnet", "transformer", "transformer with experts"}
+SHOWN = {
+    *("fsdp8", "pipe8", "context8", "tensor8"),
+    *("data2 x fsdp2 x tensor2", "pipe2 x context2 x tensor2"),
 }
 
 

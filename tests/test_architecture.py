@@ -55,8 +55,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "launch": _ALL_NN | _MACHINERY | {"launch.bench"},
 }
 SIBLINGS_APART = ("nn.families", "nn.pretrained")  # their files never import each other
-# What tables of names are made with, and what those of one lineage share.
-SHARED_BY_SIBLINGS = {"nn.pretrained.table", "nn.pretrained.decoder"}
 
 # What comes from outside, by the name that is imported; the standard library is free for launch.
 NN_OUTSIDE = {"jax", "flax", "optax", "numpy"}
@@ -182,13 +180,19 @@ def test_no_import_goes_round() -> None:
     graphlib.TopologicalSorter(graph).prepare()
 
 
+def _is_shared(path: Path) -> bool:
+    """Of nn.pretrained: what tables are made with, and what those of one lineage have in common."""
+    formats = path.match("nn/pretrained/*.py") and path.name != "__init__.py"
+    return formats and "\nMODEL_TYPES = " not in path.read_text("utf-8")
+
+
 def test_siblings_never_import_each_other() -> None:
     """One level down: a family that is a folder is one family. They share by nn/layers."""
     wrong = []
     for module, found in INTERNAL.items():
         if part_of(module) in SIBLINGS_APART:
             own = ".".join(module.split(".")[:3])
-            apart = found - SHARED_BY_SIBLINGS
+            apart = {n for n in found if n not in MODULES or not _is_shared(MODULES[n])}
             others = [n for n in apart if part_of(n) == part_of(module) and not _within(n, own)]
             wrong += [(module, name) for name in others]
     assert wrong == []

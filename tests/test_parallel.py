@@ -62,13 +62,12 @@ def test_meshes_have_names() -> None:
 def _matrix() -> list[Any]:
     """All runs of the matrix; those that differ little from others are slow: dense families on the
     axis of experts, which to them is another `data`, and experts where neither they nor the layers
-    are split; and those of families that `matrix.CHOSEN` leaves out."""
+    are split; and families that are made of the transformer's blocks on most meshes."""
     found = []
     for name, mesh in matrix.runs():
         split, experts = cases.sizes_of(mesh), name in matrix.WITH_EXPERTS
         own = bool(split.keys() & {"expert", "pipe"}) if experts else "expert" not in split
-        few = matrix.CHOSEN[name] if name in matrix.CHOSEN else None
-        quick = mesh in few if few else own or len(split) == 1
+        quick = own or len(split) == 1 if name in matrix.THOROUGH else mesh in matrix.SHOWN
         marks = [] if quick else [pytest.mark.slow]
         found.append(pytest.param(name, mesh, marks=marks))
     return found

@@ -19,7 +19,7 @@ import numpy as np
 
 Example = dict[str, np.ndarray]
 
-TASKS = ("classify", "next_token", "regress", "sequence_to_sequence")
+TASKS = ("classify", "contrast", "next_token", "regress", "sequence_to_sequence")
 SPLITS = ("train", "validation", "test")
 
 
@@ -42,9 +42,9 @@ class Source(abc.ABC):
     """Random access to the examples of one split.
 
     Examples are dictionaries of arrays without a batch dimension: `inputs` and `labels`
-    (classify), `inputs` and `targets` (regress), `inputs, targets, segments, positions, mask`
-    (next_token), those with `input_segments` and `decoder_inputs` (sequence_to_sequence). Reading
-    must be safe from several threads at once.
+    (classify), `inputs` and `targets` (regress), `inputs, tokens, labels, choices` (contrast),
+    `inputs, targets, segments, positions, mask` (next_token), those with `input_segments` and
+    `decoder_inputs` (sequence_to_sequence). Reading must be safe from several threads at once.
     """
 
     augments = False  # whether `augmented` draws anything

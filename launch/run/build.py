@@ -114,7 +114,7 @@ def attention_of(config: FrozenConfigDict, mesh: jax.sharding.Mesh, model: Any) 
 def _check_context(config: FrozenConfigDict, task: Task) -> None:
     """Refuse a context that has nothing to split, or does not divide the positions."""
     shards = task.mesh.shape["context"]
-    if shards > 1 and not task.is_sequence("inputs"):
+    if shards > 1 and not (task.is_sequence("inputs") or hasattr(task.model, "SEQUENCE")):
         raise ValueError(
             f"mesh.context={shards} has nothing to split: model.family={config.model.family!r} "
             f"with objective.name={config.objective.name!r} has no positions; "
@@ -209,21 +209,23 @@ def open_data(config: FrozenConfigDict, split: str) -> Source:
 
 
 def _check_fit(config: FrozenConfigDict, spec: Spec) -> None:
-    if spec.task != config.objective.name and spec.task in TASKS:
+    objective = resolve.module("objective", config.objective.name)
+    suited = objective.TASKS if hasattr(objective, "TASKS") else (config.objective.name,)
+    if spec.task not in suited and spec.task in TASKS:
         raise ValueError(
             f"objective.name={config.objective.name!r} does not suit data set {spec.name!r}, "
             f"which is for {spec.task!r}; nearest: objective.name={spec.task!r}"
         )
     model = config.model
-    for key in ("vocab_size", "num_classes", "out_features"):
+    tokens = spec.task in ("next_token", "sequence_to_sequence")
+    for key in ("vocab_size",) if tokens else ("num_classes", "out_features"):
         if key in model and model[key] < spec.num_outputs:
             raise ValueError(
                 f"model.{key}={model[key]} is too small for data set {spec.name!r}, which has "
                 f"{spec.num_outputs}; nearest: {spec.num_outputs}"
             )
     limit, length = "context_length", config.data.sequence_length
-    rows = spec.task in ("next_token", "sequence_to_sequence")
-    if limit in model and rows and length > model[limit]:
+    if limit in model and tokens and length > model[limit]:
         raise ValueError(
             f"data.sequence_length={length} is longer than "
             f"model.context_length={model[limit]}; nearest: {model[limit]}"

@@ -13,9 +13,10 @@ from launch.run.decode import Sampling
 
 
 def baselines(run: Run, split: str) -> dict[str, float]:
-    """Simple models of the data set on the same split, by name of metric; {} where it has none."""
+    """Simple models of the data set on the same split, by name of metric; {} where it has none for
+    this objective."""
     module = resolve.module("data", run.config.data.name)
-    if not hasattr(module, "baselines"):
+    if not hasattr(module, "baselines") or run.config.objective.name == "masked_token":
         return {}
     data = run.config.data
     targets = data.eval_batches * data.batch_size * data.sequence_length or None

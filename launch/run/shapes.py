@@ -90,11 +90,14 @@ def model_flops(config: FrozenConfigDict, task: Task, state: Any, batch: Batch) 
     there are, where CPUs fill up blocks.
     """
     options, times = task.objective_config, 1
-    shapes = {x.shape[1:] for x in batch.values()}
-    if task.objective.SEQUENCE and shapes == {(config.data.sequence_length,)}:
+    lengths = {x.shape[1] for name, x in batch.items() if task.is_sequence(name)}
+    if task.objective.SEQUENCE and lengths == {config.data.sequence_length}:
         short = math.gcd(config.data.sequence_length, SHORT)
         times = config.data.sequence_length // short
-        batch = {n: jax.ShapeDtypeStruct((x.shape[0], short), x.dtype) for n, x in batch.items()}
+        batch = {
+            n: jax.ShapeDtypeStruct((x.shape[0], short), x.dtype) if task.is_sequence(n) else x
+            for n, x in batch.items()
+        }
         if hasattr(options, "chunks"):
             options = dataclasses.replace(options, chunks=1)
 

@@ -63,6 +63,14 @@ class Rule:
     config: Config
     task: Task
 
+    def __post_init__(self) -> None:
+        k = self.config.accumulate
+        if k > 1 and getattr(self.task.objective, "WHOLE_BATCH", False):
+            raise ValueError(
+                f"rule.accumulate={k}: the examples of a batch are compared with each other, so "
+                f"its parts cannot be added up; nearest: rule.accumulate=1"
+            )
+
     def init(self, seed: int) -> State:
         """The state before the first step."""
         variables = parallel.unbox(self.task.variables(seed))

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from nn import losses, names
-from nn.objectives.sums import Sums, Variables
-from nn.parallel import split_axis
+from nn.objectives.sums import Batch, Sums, Variables
+from nn.parallel import pipeline, psum, split_axis
+from nn.parallel.mesh import current_rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +90,48 @@ def with_aux(found: Sums, aux: dict[str, jax.Array], count: jax.Array) -> Sums:
     if "loss" in extra:
         found["loss"] = (found["loss"][0] + extra.pop("loss")[0], count)
     return {**found, **extra}
+
+
+def one_f_one_b(
+    options: Options,
+    model: nn.Module,
+    variables: Variables,
+    inputs: list[jax.Array | None],
+    batch: Batch,
+    key: jax.Array,
+) -> Sums:
+    """`token_sums` where the pipeline begins a microbatch's backward pass with its loss.
+
+    inputs: of the model's `stages`; batch: "targets" and "mask" (B, T).
+    """
+    params = variables["params"]
+    bound = model.bind({"params": params}, rngs={"dropout": key})
+    carry, weights, stage = bound.stages(*inputs)
+    targets_BT, mask_BT = batch["targets"], batch["mask"]
+    parts = current_rules().microbatches
+
+    def last(rest: Any, carry: Any, part: Any) -> tuple[jax.Array, Sums]:
+        own = {"params": rest}
+        hidden_BTD: Any = model.apply(own, carry[0], method="states")
+        rows = pipeline.rows((targets_BT, mask_BT), part, parts, targets_BT.shape[0])
+        found = token_sums(options, model, own, hidden_BTD, *rows)
+        return found["loss"][0], found
+
+    # A microbatch counts as its share of the tokens of the batch would, were all the same.
+    (mask_shared,) = model.head_positions(mask_BT)
+    tokens = psum(jnp.sum(mask_shared), pipeline.PIPE)
+    rest = {name: params[name] for name in model.head_weights}
+    loss, found, aux = pipeline.one_f_one_b(
+        stage, last, weights, rest, carry, parts, tokens / parts
+    )
+    count = found["loss"][1]
+    metrics = {name: value for name, value in aux.items() if name != "loss"}
+    return with_aux({**found, "loss": (loss, count)}, metrics, count)
+
+
+def derived(means: dict[str, float]) -> dict[str, float]:
+    """Metrics that follow from the means: bits per token."""
+    return {"bits_per_token": means["loss"] / 0.6931471805599453}
 
 
 def _over_chunks(

@@ -39,7 +39,7 @@ def choose(
     Ulysses where it sends at most half as much.
 
     Args:
-      wanted: auto | ring | ulysses. context, tensor: sizes of the mesh.
+      wanted: auto | ring | ulysses | gather. context, tensor: sizes of the mesh.
       heads, kv_heads: of the whole model, 0 where it has no attention.
       in_order: the model has a recurrence or convolution over positions.
     Raises:
@@ -47,10 +47,11 @@ def choose(
     """
     if context == 1:
         return ("ring" if wanted == "auto" else wanted), ""
-    if wanted == "ring" and in_order:
+    zigzag = wanted in ("ring", "gather")
+    if zigzag and in_order:
         raise ValueError(
-            "mesh.attention='ring' lays positions out in zigzag, and the model has a recurrence "
-            "or convolution over positions, which needs them in order; "
+            f"mesh.attention={wanted!r} lays positions out in zigzag, and the model has a "
+            "recurrence or convolution over positions, which needs them in order; "
             "nearest: mesh.attention='ulysses'"
         )
     own = max(heads // tensor, 1)
@@ -58,8 +59,8 @@ def choose(
         if heads:
             check_heads(own, context)
         return "ulysses", "the model needs positions in order" if in_order else "as configured"
-    if wanted == "ring":
-        return "ring", "as configured"
+    if zigzag:
+        return wanted, "as configured"
     if own % context:
         return "ring", f"{own} heads per shard do not divide over mesh.context={context}"
     own_kv = kv_heads // tensor if kv_heads % tensor == 0 else min(kv_heads, own)

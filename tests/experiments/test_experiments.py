@@ -14,7 +14,7 @@ from tests import update_golden
 GOLDEN = sorted((update_golden.GOLDEN / "configs").iterdir())
 AGAIN = "if it should change: python -m tests.update_golden configs"
 NAMES = {"bytes_gpt", "digits_mlp", "digits_resnet", "tabular_mlp", "gpt2", "llama3"}
-NAMES |= {"long_context", "mixtral", "resnet50_imagenet"}
+NAMES |= {"bert_bytes", "long_context", "mixtral", "resnet50_imagenet"}
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from launch.data.source import SPLITS, Source, available, open_split
 
 KEYS = {
     "classify": {"inputs", "labels"},
+    "contrast": {"inputs", "tokens", "labels", "choices"},
     "regress": {"inputs", "targets"},
     "next_token": {"inputs", "targets", "segments", "positions", "mask"},
 }
@@ -28,6 +29,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("digits", {"flatten": True}),
     ("digits", {"image_size": 16, "scaling": "standard", "pad": 1, "cutout": 3, "mixup": 0.2}),
     ("digits", {"flatten": True, "pad": 2}),
+    ("digit_words", {"scaling": "standard"}),
     ("python_source", {}),
 ]
 

@@ -58,7 +58,7 @@ def test_what_cannot_be_split_is_refused(
         built(experiment, **overrides)
 
 
-@pytest.mark.parametrize("attention", ["ring", "ulysses"])
+@pytest.mark.parametrize("attention", ["ring", "ulysses", "gather"])
 def test_losses_are_those_of_other_meshes(
     attention: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

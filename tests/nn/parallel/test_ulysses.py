@@ -18,6 +18,7 @@ CHOICES = [
     (("auto", 8, 1, 0, 0, True), "ulysses", "in order"),  # no attention
     (("ring", 4, 1, 8, 8, False), "ring", "as configured"),
     (("ulysses", 2, 1, 8, 8, False), "ulysses", "as configured"),
+    (("gather", 4, 1, 8, 8, False), "gather", "as configured"),
 ]
 
 
@@ -34,6 +35,7 @@ def test_choice_and_reason(
     ("given", "words"),
     [
         (("ring", 4, 1, 8, 8, True), "nearest: mesh.attention='ulysses'"),
+        (("gather", 4, 1, 8, 8, True), "'gather' lays .*; nearest: mesh.attention='ulysses'"),
         (("ulysses", 8, 2, 8, 8, False), "there are 4; nearest: mesh.context=4"),
         (("auto", 6, 1, 8, 8, True), "there are 8; nearest: mesh.context=2"),
     ],
