@@ -207,9 +207,9 @@ def _side(config: Config, base: str, side: str) -> list[Row]:
                 f"{layer}.{theirs}.{name}", f"{path}/{kernel}_kernel", shape, inputs, bias
             )
         rows += _norm(f"{layer}.{theirs}_layer_norm", f"{path}_norm", D)
-    for name, part, shape in (("fc1", "up", (D, F)), ("fc2", "down", (F, D))):
+    for name, part, sizes in (("fc1", "up", (D, F)), ("fc2", "down", (F, D))):
         path = f"{blocks}/mlp/{part}"
-        rows += dense(f"{layer}.{name}", f"{path}/kernel", shape, 1, f"{path}/bias")
+        rows += dense(f"{layer}.{name}", f"{path}/kernel", sizes, 1, f"{path}/bias")
     rows += _norm(f"{layer}.final_layer_norm", f"{blocks}/mlp_norm", D)
     numbered = [dataclasses.replace(row, layers=range(s.layers)) for row in rows]
     return [*numbered, *_norm(f"{base}{side}.layer_norm", f"{side}/final_norm", D)]
