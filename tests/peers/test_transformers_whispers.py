@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from nn.families.whisper import Model
 from nn.layers.spectrogram import fit, log_mel
 from nn.parallel import unbox
-from nn.pretrained import from_ours
+from nn.pretrained import from_ours, to_ours
 from nn.pretrained import whisper as table
 from tests.peers import whispers
 from tests.peers.packages import array, tensor
@@ -64,3 +64,21 @@ def test_transformers_loads_our_export(variant: str, seed: int, tmp_path: Path) 
         expected = array(theirs.eval()(**given).logits)
     scale = np.abs(expected).max()
     assert np.abs(np.asarray(logits) - expected).max() <= 1e-5 * scale
+
+
+def test_bfloat16_stays_within_its_rounding(seed: int) -> None:
+    """Neither is exact: both are as far from float32 as eight bits are, and no further apart."""
+    made, frames = whispers.model("whisper", seed), whispers.frames(seed)
+    ids = np.random.default_rng(seed).integers(0, 37, (whispers.BATCH, whispers.LENGTH))
+    config = table.config_from(whispers.OPTIONS["whisper"])
+    tensors = {name: array(x) for name, x in made.state_dict().items() if name != "proj_out.weight"}
+    params = to_ours(table, tensors, config)
+    given = {"input_features": tensor(frames.swapaxes(1, 2)), "decoder_input_ids": tensor(ids)}
+    with torch.no_grad():
+        full = array(made(**given).logits)
+        given["input_features"] = given["input_features"].bfloat16()
+        theirs = array(made.bfloat16()(**given).logits.float())
+    half = Model(config, jnp.bfloat16).apply({"params": params}, frames, jnp.asarray(ids))
+    ours, scale = np.asarray(half, np.float32), np.abs(full).max()
+    assert np.abs(ours - full).max() <= max(2 * np.abs(theirs - full).max(), 0.02 * scale)
+    assert np.abs(ours - full).max() > 0
