@@ -68,10 +68,19 @@ SEQ2SEQ = dataclasses.replace(
     attention_dropout=0.1,
     output_dropout=0.1,
 )
+WHISPER = dataclasses.replace(
+    cases.family("whisper").tiny(),
+    encoder_layers=8,
+    decoder_layers=8,
+    num_heads=8,
+    dropout=0.1,
+    attention_dropout=0.1,
+)
 VARIANTS = {
     "transformer": GPT,
     "transformer with experts": EXPERTS,
     "seq2seq_transformer": SEQ2SEQ,
+    "whisper": WHISPER,
 }
 WITH_EXPERTS = {"transformer with experts"}
 # Families whose meshes are all run; of the others, which are made of the same blocks, those that

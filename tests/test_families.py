@@ -79,6 +79,9 @@ COUNTS = {
     ("seq2seq_transformer", "bart-base"): 139_470_681,
     ("seq2seq_transformer", "bart-large"): 406_341_721,
     ("seq2seq_transformer", "opus-mt-en-de"): 73_944_309,
+    # Less the encoder's positions, which are fixed, as files and the paper's own code count them.
+    ("whisper", "tiny"): 37_760_640 - 1500 * 384,
+    ("whisper", "large-v3"): 1_543_490_560 - 1500 * 1280,
     ("resnet", "resnet18"): 11_689_512,
     ("resnet", "resnet34"): 21_797_672,
     ("resnet", "resnet50"): 25_557_032,

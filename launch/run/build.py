@@ -224,10 +224,10 @@ def _check_fit(config: FrozenConfigDict, spec: Spec) -> None:
                 f"model.{key}={model[key]} is too small for data set {spec.name!r}, which has "
                 f"{spec.num_outputs}; nearest: {spec.num_outputs}"
             )
-    limit = "context_length"
-    if limit in model and tokens and spec.input_shape[0] > model[limit]:
+    limit, length = "context_length", config.data.sequence_length
+    if limit in model and tokens and length > model[limit]:
         raise ValueError(
-            f"data.sequence_length={spec.input_shape[0]} is longer than "
+            f"data.sequence_length={length} is longer than "
             f"model.context_length={model[limit]}; nearest: {model[limit]}"
         )
 

@@ -32,7 +32,7 @@ def batch_of(config: FrozenConfigDict, task: Task) -> dict[str, jax.ShapeDtypeSt
     """
     rows, data = config.data.batch_size, config.data
     shapes: dict[str, tuple[tuple[int, ...], Any]]
-    if task.objective.SEQUENCE:
+    if task.objective.SEQUENCE and task.example[0].dtype == jnp.int32:
         kinds = {
             name: np.float32 if name == "mask" else np.int32 for name in task.objective.SEQUENCE
         }
@@ -85,11 +85,13 @@ def model_flops(config: FrozenConfigDict, task: Task, state: Any, batch: Batch) 
     """What the model needs for one step: nothing twice, attention as dense products.
 
     Rows of tokens are counted short, where attention is one dense product however it is computed,
-    and scaled: attention by the square of the length, the rest by the length. Traced as for a TPU,
-    on any machine: there experts multiply the rows that there are, where CPUs fill up blocks.
+    and scaled: attention by the square of the length, the rest by the length. Rows of sound are
+    counted as they are. Traced as for a TPU, on any machine: there experts multiply the rows that
+    there are, where CPUs fill up blocks.
     """
     options, times = task.objective_config, 1
-    if task.objective.SEQUENCE:
+    lengths = {x.shape[1] for name, x in batch.items() if task.is_sequence(name)}
+    if task.objective.SEQUENCE and lengths == {config.data.sequence_length}:
         short = math.gcd(config.data.sequence_length, SHORT)
         times = config.data.sequence_length // short
         batch = {

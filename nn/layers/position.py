@@ -16,15 +16,27 @@ from flax import struct
 from nn import names
 
 
-def sinusoids(positions_BT: jax.Array, width: int) -> jax.Array:
+def sinusoids(positions_BT: jax.Array, width: int, endpoint: bool = False) -> jax.Array:
     """sin and cos of geometrically spaced frequencies, (B, T) -> (B, T, D), float32.
 
     Vaswani et al. 2017, section 3.5, with the sines in the first half of the width and the cosines
-    in the second (a fixed permutation of the paper's interleaved order).
+    in the second (a fixed permutation of the paper's interleaved order). endpoint: see
+    `sinusoid_rates`.
     """
-    rate = 10000.0 ** (-np.arange(0, width, 2, dtype=np.float32) / width)
+    rate = sinusoid_rates(width, endpoint)
     angle = positions_BT[..., None].astype(jnp.float32) * rate.reshape(1, 1, -1)
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)[..., :width]
+
+
+def sinusoid_rates(width: int, endpoint: bool = False) -> np.ndarray:
+    """The angular frequencies of `sinusoids`, float32: from 1 down to almost 1/10000, or, with
+    `endpoint`, to 1/10000 itself (Whisper: Radford et al. 2022)."""
+    if endpoint:
+        half = width // 2
+        step = np.float32(-math.log(10000.0) / (half - 1))
+        return np.exp(step * np.arange(half, dtype=np.float32))
+    rate: np.ndarray = 10000.0 ** (-np.arange(0, width, 2, dtype=np.float32) / width)
+    return rate
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ import numpy as np
 from nn import names
 
 Params = dict[str, Any]
+HALF = 2.0**-8  # between neighbours of bfloat16, relative: more than rounding to it changes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +117,8 @@ class Table:
     experts: how many there are of those with a second "{}" in each layer.
     legacy: (pattern, replacement) of parts of names, which make older names those of rows:
       ((r"LayerNorm\.gamma$", "LayerNorm.weight"),).
-    constants: tensors that are written and, being `ignored`, never read.
+    constants: tensors that are written. Those of a file, which may leave them out, must be the same
+      to within the rounding of half precision; if they are `ignored`, they are not looked at.
     """
 
     rows: tuple[Row, ...]
@@ -128,14 +130,16 @@ class Table:
     constants: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def leaves(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Leaf]:
-        """Our leaves by path. Reads names and shapes, and the values of copies.
+        """Our leaves by path. Reads names and shapes, and the values of copies and constants.
 
         Raises:
-          ValueError: a tensor is missing, unknown or of the wrong shape, or a copy is none.
+          ValueError: a tensor is missing, unknown or of the wrong shape, a copy is none, or a
+            constant is another.
         """
         theirs = renamed(tensors, self.legacy)
         expected = [name for row in self.rows for _, name in self._file_names(row)]
-        optional = {n for n in theirs if n in self.copies or re.fullmatch(self.ignored, n)}
+        known = self.copies.keys() | self.constants.keys()
+        optional = {n for n in theirs if n in known or re.fullmatch(self.ignored, n)}
         _same_names("tensor", expected, theirs.keys() - (optional - set(expected)))
         for row in self.rows:
             for _, name in self._file_names(row):
@@ -148,6 +152,9 @@ class Table:
                     f"tensor {copy!r} differs from {original!r}, to which the config ties it; "
                     f"nearest: tie_word_embeddings=false"
                 )
+        for name in theirs.keys() & self.constants.keys():
+            if not re.fullmatch(self.ignored, name):
+                _same_values(name, tensors[theirs[name]], self.constants[name])
         return {
             path: Leaf(row, place, self._numbers(row), lambda name: tensors[theirs[name]])
             for row in self.rows
@@ -308,6 +315,16 @@ def _same_names(kind: str, expected: Iterable[str], given: Iterable[str]) -> Non
 def _same_shape(kind: str, name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
     if tuple(shape) != wanted:
         raise ValueError(f"{kind} {name!r} has shape {tuple(shape)}; the config makes it {wanted}")
+
+
+def _same_values(name: str, tensor: np.ndarray, constant: np.ndarray) -> None:
+    _same_shape("tensor", name, tensor.shape, constant.shape)
+    gap = float(np.abs(tensor.astype(np.float32) - constant).max())
+    if not gap <= HALF * max(float(np.abs(constant).max()), 1.0):
+        raise ValueError(
+            f"tensor {name!r} is {gap:.1e} off the constant that our model has in its place; "
+            "nearest: a file that leaves it out"
+        )
 
 
 def flatten(tree: Mapping[str, Any], path: str = "") -> dict[str, Any]:
