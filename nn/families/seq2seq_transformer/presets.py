@@ -17,6 +17,7 @@ def _original(dim: int, heads: int, dropout: float) -> Config:
         decoder_layers=6,
         num_heads=heads,
         dropout=dropout,
+        init_std=dim**-0.5,
         embed_std=dim**-0.5,
     )
 
@@ -88,6 +89,7 @@ PRESETS = {
         activation="silu",
         head_bias=True,
         start_token=58100,
+        init_std=0.02,
         embed_std=0.0,
     ),
     "bart-base": _bart(768, 6, 12, 50265),
