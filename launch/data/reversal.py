@@ -2,7 +2,7 @@
 
 Words have `shortest` symbols at least and at most as many as fit; what is written ends with a token
 of its own, and rows are padded. Every example is a pure function of (content_seed, split, index);
-nothing is stored. No source, no licence.
+nothing is stored. Size: `examples` per split. No source, no licence.
 """
 
 from __future__ import annotations

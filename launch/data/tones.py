@@ -2,7 +2,8 @@
 
 A note is a decaying tone of one of eight pitches, its loudness and length drawn; silence parts
 words, and noise lies under all. The letters are a to h, and a space between words. Every example is
-a pure function of (content_seed, split, index); nothing is stored. No source, no licence.
+a pure function of (content_seed, split, index); nothing is stored. Size: `examples` per split. No
+source, no licence.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from launch.data.source import TASKS, Source, Spec, data_directory
 from launch.run import config as configs
 from launch.run import optimizer, precision, resolve
 from launch.run.validate import tune_of
-from nn import names, parallel
+from nn import parallel
 from nn.learning.task import Task
 from nn.parallel import schedule, sequence
 from nn.parallel.ulysses import choose
@@ -52,7 +52,12 @@ def build(
     if mesh is None:
         mesh = _mesh(config, devices)
     family = resolve.module("model", config.model.family)
-    names.lookup("objective.name", config.objective.name, dict.fromkeys(family.OBJECTIVES))
+    if config.objective.name not in family.OBJECTIVES:
+        raise ValueError(
+            f"objective.name={config.objective.name!r} does not train model.family="
+            f"{config.model.family!r}, which learns by {', '.join(family.OBJECTIVES)}; "
+            f"nearest: objective.name={family.OBJECTIVES[0]!r}"
+        )
     model_config = configs.section(config, "model")
     attention, why = attention_of(config, mesh, model_config)
     rules = parallel.parse_rules(
