@@ -1,4 +1,4 @@
-"""Continue prompts with a trained model.
+"""Continue prompts with a trained model, or answer them with an encoder-decoder.
 
 The model is read from the work directory of a run, or from a directory with published weights; rows
 are split over its mesh.
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jax
 
-from launch.run import arguments, pretrained, restore, sampling, stream, text
+from launch.run import arguments, encoding, pretrained, restore, sampling, stream, text
 from launch.run.errors import guard_input
 from launch.run.logits import Sampling
 from launch.run.sampling import Completion, Generation, Show, Trained
@@ -33,11 +33,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         file = arguments.json_file(options)
         arguments.start(options)
         generation, step = _generation(options, overrides, prompts, how)
-    made = generation.complete(options.seed, _show(options, prompts, generation))
+    heads = prompts
+    if generation.sources is not None:  # an answer stands below its source
+        heads = [f"{prompt}\n" for prompt in prompts]
+    made = generation.complete(options.seed, _show(options, heads, generation))
     if jax.process_index() == 0:
         if not options.stream:
-            for prompt, completion in zip(prompts, made.texts, strict=True):
-                print(f"{prompt}{completion}\n{stream.RULE}")
+            for head, completion in zip(heads, made.texts, strict=True):
+                print(f"{head}{completion}\n{stream.RULE}")
         print(f"{made.summary()}, step {step}")
         result = {"step": step, "completions": _completions(prompts, made), **made.as_json()}
         arguments.write_json(file, result)
@@ -128,6 +131,10 @@ def _generation(
         run = pretrained.run_of(options.pretrained, ["optimizer.name=sgd", *overrides])
     tokenizer = sampling.tokenizer_of(run, options.tokenizer)
     rows = text.encode(tokenizer, prompts, run.config.model.vocab_size)
+    sources = rows if encoding.reads_sources(run.rule.task.model) else None
+    if sources is not None:
+        sampling.check_length(run.config.model, sources, 1)
+        rows = [[run.config.model.start_token]] * len(prompts)
     sampling.check_length(run.config.model, rows, options.length)
     ends = options.stop.encode().decode("unicode_escape").encode("latin-1")
     how = dataclasses.replace(how, stop=tokenizer.stop + text.stop_tokens(tokenizer, ends))
@@ -138,7 +145,7 @@ def _generation(
     trained = sampling.of_run(run, run.rule.weights(state), tokenizer)
     draft = None if options.draft is None else _draft(options.draft, trained)
     generation = sampling.Generation(
-        trained, rows, options.length, how, draft, options.draft_length
+        trained, rows, options.length, how, draft, options.draft_length, sources
     )
     return generation, int(state.step)
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from launch.cluster import hardware
-from launch.run import decode, text
+from launch.run import decode, encoding, text
 from launch.run.build import Run
 from launch.run.decode import Sampling
 from launch.run.reading import Inputs
@@ -135,6 +135,7 @@ class Generation:
 
     draft: a small model of the same tokens on the same mesh, which drafts `draft_length` tokens at
       a time (speculative decoding).
+    sources: for an encoder-decoder, what its encoder reads for each prompt.
     Raises ValueError where the prompts do not fit, or the models do not go together.
     """
 
@@ -144,8 +145,11 @@ class Generation:
     how: Sampling
     draft: Trained | None = None
     draft_length: int = 4
+    sources: list[list[int]] | None = None
 
     def __post_init__(self) -> None:
+        if self.sources is not None and self.draft is not None:
+            raise ValueError("--draft is for decoders; nearest: leave it out")
         for part in (self.trained, self.draft) if self.draft else (self.trained,):
             check_length(part.model.config, self.prompts, self.new_tokens)
         self._loop()  # checks its own
@@ -170,6 +174,11 @@ class Generation:
         trained, count = self.trained, len(self.prompts)
         loop, params, specs = self._loop()
         inputs = _inputs(trained, self.prompts, seed)
+        if self.sources is not None:
+            read = _inputs(trained, self.sources, seed)
+            place = (trained.specs, trained.mesh, trained.rules)
+            held = (trained.model, trained.params, *place, read.prompts_BP, read.lengths_B)
+            inputs = inputs.replace(memory=encoding.memory(*held))
         on_mesh = decode.OnMesh(loop, trained.mesh, trained.rules, specs)
         start, advance = on_mesh.pieces(params, inputs)
         start = start.lower(params, inputs).compile()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from launch.run import safetensors_files
-from nn.families import transformer
+from nn.families import seq2seq_transformer, transformer
 from nn.pretrained import llama
 from nn.pretrained.table import nest
 from tests import golden_store
@@ -45,15 +46,33 @@ BYTES_LLAMA = transformer.Config(
 )
 
 
+BYTES_T5 = dataclasses.replace(
+    seq2seq_transformer.PRESETS["t5-small"],
+    vocab_size=256,
+    dim=16,
+    encoder_layers=2,
+    decoder_layers=2,
+    num_heads=4,
+    head_dim=6,
+    mlp_dim=24,
+)
+
+
 def write_bytes_llama(directory: Path, dtype: Any, shard_size: int = 10**9) -> None:
     """A Llama of random weights, by our own exporter; its norms are float32."""
+    write_bytes(directory, llama, BYTES_LLAMA, dtype, shard_size)
+
+
+def write_bytes(
+    directory: Path, format_: Any, config: Any, dtype: Any, shard_size: int = 10**9
+) -> None:
     rng = np.random.default_rng(0)
-    table = llama.table(BYTES_LLAMA)
+    table = format_.table(config)
     shapes = table.shapes().items()
     leaves = {path: rng.normal(0, 0.2, shape) for path, shape in shapes}
     kinds = {path: np.float32 if "norm" in path else dtype for path in leaves}
     tensors = table.from_ours(nest({path: x.astype(kinds[path]) for path, x in leaves.items()}))
-    content = llama.config_to(BYTES_LLAMA) | {"dtype": str(jnp.dtype(dtype))}
+    content = format_.config_to(config) | {"dtype": str(jnp.dtype(dtype))}
     sizes = {name: (x.shape, x.dtype) for name, x in tensors.items()}
     safetensors_files.write(directory, content, sizes, tensors.items(), shard_size)
 
