@@ -86,7 +86,7 @@ WITH_EXPERTS = {"transformer with experts"}
 # Families whose meshes are all run; of the others, which are made of the same blocks, those that
 # show what they add, and the rest is slow.
 THOROUGH = {"mlp", "resnet", "transformer", "transformer with experts"}
-SHOWN = {"pipe8", "context8", "data2 x fsdp2 x tensor2", "pipe2 x context2 x tensor2"}
+SHOWN = {"data2 x fsdp2 x tensor2", "pipe2 x context2 x tensor2"}
 
 
 def names() -> list[str]:

@@ -168,10 +168,10 @@ def _patches() -> Iterator[pytest.MonkeyPatch]:
 # (family, mesh, and what its rules have that those of the matrix have not)
 MUTATED = [
     ("mlp", "fsdp2 x expert2 x tensor2", {}),
-    ("transformer", "fsdp2 x tensor2", {}),
     *(
         pytest.param(*case, marks=pytest.mark.slow)
         for case in (
+            ("transformer", "fsdp2 x tensor2", {}),
             ("transformer", "data2 x fsdp2 x tensor2", {}),
             ("transformer", "pipe2 x context2 x tensor2", {}),
             ("transformer", "pipe2 x fsdp2", {"schedule": "interleaved", "rounds": 2}),
