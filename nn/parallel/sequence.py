@@ -50,6 +50,13 @@ def columns(size: int, shard: jax.Array | int | None = None) -> jax.Array:
     return jnp.concatenate([low, high])
 
 
+def numbered(tokens_BT: jax.Array, whole: bool = False) -> jax.Array:
+    """Positions 0, 1, ... of rows, (B, T): those that this shard of `context` holds, or `whole`
+    rows that every shard has."""
+    places = jnp.arange if whole else columns
+    return places(tokens_BT.shape[1])[None] + jnp.zeros_like(tokens_BT)
+
+
 def gathered(x: jax.Array, dim: int) -> jax.Array:
     """All positions of something that `context` splits along `dim`, in order."""
     shards = collectives.axis_size("context")

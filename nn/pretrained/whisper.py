@@ -167,7 +167,7 @@ def table(config: Config, names: Iterable[str] | None = None) -> Table:
         Row(f"{base}encoder.conv2.bias", ("stem/conv_2/bias",), (D,)),
         *_side(config, base, "encoder"),
         Row(tokens, ("embed/embedding",), (V, D)),
-        Row(f"{base}decoder.embed_positions.weight", ("positions/embedding",), (length, D)),
+        Row(f"{base}decoder.embed_positions.weight", ("decoder/positions/embedding",), (length, D)),
         *_side(config, base, "decoder"),
     ]
     if not config.tie_embeddings:

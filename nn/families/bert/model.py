@@ -22,7 +22,8 @@ from nn.layers.dense import Dense
 from nn.layers.dropout import Dropout
 from nn.layers.norm import LayerNorm
 from nn.layers.stack import Aux, run, staged
-from nn.parallel import BATCH_AXES, Layer, axis_size, leave, psum, vary
+from nn.layers.token_head import TokenModel
+from nn.parallel import BATCH_AXES, axis_size, leave, psum, vary
 from nn.parallel.collectives import varying
 from nn.parallel.mesh import current_rules
 from nn.parallel.pipeline import PIPE, Stage, between_stages, share
@@ -33,7 +34,7 @@ from nn.parallel.weight import Weight
 SPLIT = ("context", "tensor")  # mesh axes that may split the positions
 
 
-class Model(Layer):
+class Model(TokenModel):
     """Tokens to what the head of the config gives. `hidden` and `head` are its two halves, for
     losses over chunks."""
 
@@ -44,7 +45,7 @@ class Model(Layer):
     def setup(self) -> None:
         c = self.config
         init = initializers.normal(c.init_std)
-        self.embed = embed.Embed(c.vocab_size, c.embed_width, self.dtype, init)
+        self.make_ends(c.embed_width, self.dtype, init, tied=True, bias=c.predicts_tokens)
         if c.position == "learned":
             rows = c.context_length + c.position_offset
             self.positions = embed.PositionTable(rows, c.embed_width, init)
@@ -70,8 +71,6 @@ class Model(Layer):
         if c.predicts_tokens:
             self.transform = dense(c.embed_width, c.head_bias)
             self.transform_norm = self._norm()
-            zeros = initializers.zeros
-            self.head_offset = self.weight("head_bias", (c.vocab_size,), ("vocab",), zeros)
         if c.head == "replaced_token":
             self.transform = dense(c.dim, c.head_bias)
             self.score = dense(1)
@@ -207,17 +206,12 @@ class Model(Layer):
         """
         if self.config.head == "replaced_token":
             return self.score(x_BTE)[..., 0]
-        logits_BTv = self.embed.attend(x_BTE, weight)
-        return logits_BTv + self.head_offset.beside(logits_BTv)
-
-    def head_weight(self, like: jax.Array) -> Weight:
-        """The matrix of the head, gathered over fsdp, in the dtype of `like`."""
-        return self.embed.table.gathered(like)
+        return super().head(x_BTE, weight)
 
     def head_positions(self, *per_position: jax.Array) -> list[jax.Array]:
         """Of arrays (B, T) with one entry per position, those that go with `hidden`."""
         if self.config.predicts_tokens:
-            return [embed.head_positions(x_BT, self.config.vocab_size) for x_BT in per_position]
+            return super().head_positions(*per_position)
         return [share(leave(x_BT), states=False) for x_BT in per_position]
 
     @property

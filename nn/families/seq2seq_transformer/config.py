@@ -6,9 +6,9 @@ import dataclasses
 
 from nn import activations, names
 from nn.layers import block, norm
+from nn.layers.encoder_decoder import POSITIONS, Around
 from nn.layers.stack import remat_policy
 
-POSITIONS = dict.fromkeys(("sinusoidal", "learned", "relative", "none"))
 RATES = ("dropout", "attention_dropout", "mlp_dropout", "output_dropout")
 
 
@@ -96,6 +96,19 @@ class Config:
     @property
     def embed_scale(self) -> float:
         return float(self.dim**0.5) if self.scale_embeddings else 1.0
+
+    @property
+    def around(self) -> Around:
+        return Around(
+            position=self.position,
+            rows=self.context_length + self.position_offset,
+            offset=self.position_offset,
+            buckets=self.relative_buckets,
+            distance=self.relative_distance,
+            embed_norm=self.embed_norm,
+            final_norm=self.final_norm,
+            output_dropout=self.output_dropout,
+        )
 
     @property
     def encoder(self) -> block.Spec:

@@ -25,14 +25,15 @@ from nn.layers.dot_product import capped
 from nn.layers.dropout import Dropout
 from nn.layers.position import sinusoids
 from nn.layers.stack import Aux, run, staged
-from nn.parallel import BATCH_AXES, Layer, leave, vary
+from nn.layers.token_head import TokenModel
+from nn.parallel import BATCH_AXES, leave, vary
 from nn.parallel.pipeline import Stage, between_stages, share
-from nn.parallel.sequence import columns
+from nn.parallel.sequence import numbered
 from nn.parallel.tensor import sequence_axes
 from nn.parallel.weight import Weight
 
 
-class Model(Layer):
+class Model(TokenModel):
     """Tokens to logits. `hidden` and `head` are its two halves, for losses over chunks."""
 
     config: Config
@@ -42,7 +43,8 @@ class Model(Layer):
     def setup(self) -> None:
         c = self.config
         init = initializers.normal(c.init_std)
-        self.embed = embed.Embed(c.vocab_size, c.embed_width, self.dtype, init)
+        tied, bias = c.tie_embeddings, c.head_bias
+        self.make_ends(c.embed_width, self.dtype, init, tied=tied, bias=bias)
         if c.embed_dim:  # Lan et al. 2020, section 3.1
             self.project_in = Dense(c.dim, (None, "embed"), False, kernel_init=init)
             self.project_out = Dense(c.embed_dim, ("embed", None), False, kernel_init=init)
@@ -54,11 +56,6 @@ class Model(Layer):
         self.blocks = block.stack(c.block, self.train, *remat)
         if c.final_norm:
             self.final_norm = norm.make(c.norm, c.norm_eps, c.norm_bias, "final_norm")
-        if not c.tie_embeddings:
-            self.output = embed.Head(c.vocab_size, c.embed_width, init)
-        if c.head_bias:
-            zeros = initializers.zeros
-            self.head_offset = self.weight("head_bias", (c.vocab_size,), ("vocab",), zeros)
 
     def hidden(
         self,
@@ -89,8 +86,7 @@ class Model(Layer):
         """The input of the first block, and the positions."""
         c = self.config
         if positions_BT is None:
-            number = jnp.arange if cached else columns
-            positions_BT = number(tokens_BT.shape[1])[None] + jnp.zeros_like(tokens_BT)
+            positions_BT = numbered(tokens_BT, whole=cached)
         tokens_BT = between_stages(tokens_BT)
         x_BTD = self.embed(tokens_BT)
         if c.embed_scale != 1:
@@ -135,24 +131,8 @@ class Model(Layer):
         return (Seen(positions_BT, segments_BT, tables),)
 
     def head(self, x_BTD: jax.Array, weight: Weight | None = None) -> jax.Array:
-        """Logits of this shard's part of the vocabulary, (B, T, D) -> (B, T, v).
-
-        weight: `head_weight`, for a loop over pieces of x.
-        """
-        c = self.config
-        logits_BTv = (self.embed.attend if c.tie_embeddings else self.output)(x_BTD, weight)
-        if c.head_bias:
-            logits_BTv = logits_BTv + self.head_offset.beside(logits_BTv)
-        return capped(logits_BTv, c.logit_cap)
-
-    def head_weight(self, like: jax.Array) -> Weight:
-        """The matrix of the head, gathered over fsdp, in the dtype of `like`."""
-        held = self.embed.table if self.config.tie_embeddings else self.output.kernel
-        return held.gathered(like)
-
-    def head_positions(self, *per_position: jax.Array) -> list[jax.Array]:
-        """Of arrays (B, T) with one entry per position, those that go with `hidden`."""
-        return [embed.head_positions(x_BT, self.config.vocab_size) for x_BT in per_position]
+        """See `TokenModel.head`."""
+        return capped(super().head(x_BTD, weight), self.config.logit_cap)
 
     @property
     def head_weights(self) -> tuple[str, ...]:

@@ -16,23 +16,15 @@ import jax.numpy as jnp
 
 from nn import activations, initializers
 from nn.families.whisper.config import Config
-from nn.layers import block, embed, norm
-from nn.layers.block import Seen
-from nn.layers.cache import Cache
 from nn.layers.conv import Conv
-from nn.layers.dropout import Dropout
+from nn.layers.encoder_decoder import Around, EncoderDecoder, Side
 from nn.layers.position import sinusoids
 from nn.layers.spectrogram import log_mel
-from nn.layers.stack import Aux, run
-from nn.parallel import BATCH_AXES, Layer, axis_size, enter, leave, psum, split_axis, vary
+from nn.parallel import Layer, axis_size, enter, leave
 from nn.parallel.collectives import local_slice, varying
 from nn.parallel.mesh import current_rules
-from nn.parallel.pipeline import PIPE, between_stages, share
-from nn.parallel.sequence import columns, gathered, order
+from nn.parallel.sequence import gathered, order
 from nn.parallel.tensor import sequence_axes
-from nn.parallel.weight import Weight
-
-TOKENS = ("batch", "tokens", None)  # dimensions of the residual stream, for dropout
 
 
 class Stem(Layer):
@@ -83,43 +75,7 @@ class Stem(Layer):
             )
 
 
-class Side(Layer):
-    """One of the two stacks, with the dropout before it and the norm after it."""
-
-    config: Config
-    spec: block.Spec
-    train: bool = False
-
-    def setup(self) -> None:
-        c = self.config
-        self.dropout = Dropout(c.dropout, TOKENS, self.train)
-        remat = (c.remat, c.remat_names, c.scan_unroll)
-        self.blocks = block.stack(self.spec, self.train, *remat)
-        self.final_norm = norm.make("layer", c.norm_eps, True, "final_norm")
-
-    def __call__(
-        self,
-        x_BTD: jax.Array,
-        axes: tuple[str, ...],
-        *context: jax.Array | None,
-        cache: Cache | None = None,
-    ) -> tuple[jax.Array, Cache | None, Aux]:
-        """From vectors to the output of the last block, before `final_norm`.
-
-        axes: of the mesh, which split the positions between blocks.
-        context: positions and segments, and for the decoder memory and its segments.
-        """
-        x_BTD = self.dropout(vary(x_BTD, (*BATCH_AXES, *axes)))
-
-        def derive(context: tuple[Any, ...]) -> tuple[Seen]:
-            positions_BT, segments_BT, memory_BSD, memory_segments_BS = context
-            return (Seen(positions_BT, segments_BT, (), memory_BSD, memory_segments_BS),)
-
-        (x_BTD, cache), aux = run(self.blocks, self.spec.layers, (x_BTD, cache), context, derive)
-        return x_BTD, cache, aux
-
-
-class Model(Layer):
+class Model(EncoderDecoder):
     """Sound and tokens to logits. `encode`, `hidden` and `head` are its parts, for losses over
     chunks and for generation."""
 
@@ -129,14 +85,12 @@ class Model(Layer):
 
     def setup(self) -> None:
         c = self.config
-        init = initializers.normal(c.init_std)
+        self.make_ends(c.dim, self.dtype, initializers.normal(c.init_std), tied=c.tie_embeddings)
         self.stem = Stem(c, self.dtype)
-        self.encoder = Side(c, c.encoder, self.train)
-        self.embed = embed.Embed(c.vocab_size, c.dim, self.dtype, init)
-        self.positions = embed.PositionTable(c.context_length, c.dim, init)
-        self.decoder = Side(c, c.decoder, self.train)
-        if not c.tie_embeddings:
-            self.output = embed.Head(c.vocab_size, c.dim, init)
+        remat = (c.remat, c.remat_names, c.scan_unroll)
+        self.encoder = Side(c.encoder, Around(), remat, self.dtype, self.train)
+        writes = Around("learned", c.context_length)
+        self.decoder = Side(c.decoder, writes, remat, self.dtype, self.train)
 
     def encode(self, inputs: jax.Array, segments_BS: jax.Array | None = None) -> jax.Array:
         """What the decoder looks at, (B, S, D): all positions of this shard of `context`, on all
@@ -152,84 +106,5 @@ class Model(Layer):
         split = "context" in varying(inputs)
         axes = tuple(axis for axis in sequence_axes() if split or axis != "context")
         x_BSD, positions_1S = self.stem(inputs)
-        x_BSD, _, _ = self.encoder(x_BSD, axes, positions_1S, segments_BS, None, None)
-        # A pipeline has it on its last stage; it is zero on the others.
-        return enter(self.encoder.final_norm(psum(x_BSD, PIPE)), "heads")
-
-    def hidden(
-        self,
-        tokens_BT: jax.Array,
-        positions_BT: jax.Array | None = None,
-        segments_BT: jax.Array | None = None,
-        cache: Cache | None = None,
-        memory: jax.Array | None = None,
-        memory_segments: jax.Array | None = None,
-    ) -> tuple[jax.Array, Cache | None, Aux]:
-        """Final states of the decoder, the cache, and what the blocks add to the loss.
-
-        States are (B, T, D), with the positions that `nn.families.transformer.Model.hidden` tells.
-
-        Args:
-          tokens_BT: what the decoder has written so far, behind the tokens that start it.
-          positions_BT: of each token in its transcript; 0, 1, ... by default.
-          segments_BT: transcript of each token, 0 for padding.
-          cache: keys and values so far; it is written at `positions_BT`, and with those of the
-            memory where one is given, which then need not be given again.
-          memory: what `encode` made of the sound, (B, S, D).
-          memory_segments: of its positions, (B, S): a token looks at those of its own segment, or,
-            without `segments_BT`, at those of segment 1.
-        """
-        cached = cache is not None
-        if positions_BT is None:
-            number = jnp.arange if cached else columns
-            positions_BT = number(tokens_BT.shape[1])[None] + jnp.zeros_like(tokens_BT)
-        if memory is not None:
-            # Typed as what is made of it, so that its gradient is summed once, not in every layer.
-            heads = split_axis("heads", self.config.decoder.heads)
-            memory = vary(between_stages(memory), [heads] if heads else [])
-        x_BTD = self.embed(between_stages(tokens_BT))
-        x_BTD = x_BTD + self.positions(positions_BT, self.dtype)
-        axes = () if cached else sequence_axes()
-        context = (positions_BT, segments_BT, memory, memory_segments)
-        x_BTD, cache, aux = self.decoder(x_BTD, axes, *context, cache=cache)
-        states_BTD = self.decoder.final_norm(share(x_BTD, states=True))
-        return embed.head_input(states_BTD, self.config.vocab_size), cache, aux
-
-    def head(self, x_BTD: jax.Array, weight: Weight | None = None) -> jax.Array:
-        """Logits of this shard's part of the vocabulary, (B, T, D) -> (B, T, v).
-
-        weight: `head_weight`, for a loop over pieces of x.
-        """
-        return (self.embed.attend if self.config.tie_embeddings else self.output)(x_BTD, weight)
-
-    def head_weight(self, like: jax.Array) -> Weight:
-        """The matrix of the head, gathered over fsdp, in the dtype of `like`."""
-        held = self.embed.table if self.config.tie_embeddings else self.output.kernel
-        return held.gathered(like)
-
-    def head_positions(self, *per_position: jax.Array) -> list[jax.Array]:
-        """Of arrays (B, T) with one entry per position, those that go with `hidden`."""
-        return [embed.head_positions(x_BT, self.config.vocab_size) for x_BT in per_position]
-
-    def __call__(
-        self,
-        inputs: jax.Array,
-        targets_BT: jax.Array,
-        segments_BS: jax.Array | None = None,
-        segments_BT: jax.Array | None = None,
-    ) -> jax.Array:
-        """Logits (B, T, v) of what follows each of `targets_BT`, which start with a token that is
-        no target. Sows "attention" and "residual" per layer."""
-        memory_BSD = self.encode(inputs, segments_BS)
-        hidden_BTD, _, _ = self.hidden(
-            targets_BT,
-            segments_BT=segments_BT,
-            memory=memory_BSD,
-            memory_segments=segments_BS,
-        )
-        return self.head(hidden_BTD)
-
-    def empty_cache(self, batch: int, length: int, memory_length: int = 0, ahead: int = 0) -> Cache:
-        """Room for `length` positions of `batch` rows and, with `memory_length`, for the keys and
-        values of a memory; this shard's heads only. ahead: see `nn.layers.block.Spec.cache`."""
-        return self.config.decoder.cache(batch, length, self.dtype, memory_length, ahead)
+        x_BSD, _, _ = self.encoder(x_BSD, positions_1S, axes, segments_BS, None, None)
+        return enter(self.encoder.after(x_BSD, shared=False), "heads")
