@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from safetensors.numpy import load_file
 
 from tests.golden_store import Record
 from tests.parity.vits import settled
-from tests.peers.packages import array, tensor, versions
+from tests.peers.files import through_files
+from tests.peers.packages import array, tensor
 
 # Every size differs, so that no mix-up of dimensions passes.
 TEXT = dict(
@@ -127,23 +124,6 @@ def record(variant: str, seed: int) -> Record:
     result = outputs_of(made, inputs)
     result["loss"].backward()
     outputs = {name: array(x) for name, x in result.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        made.save_pretrained(folder)
-        tensors = load_file(Path(folder) / "model.safetensors")
-        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-        # The gradients take the same way, so that they have the names of the file.
-        with torch.no_grad():
-            for parameter in made.parameters():
-                assert parameter.grad is not None
-                parameter.copy_(parameter.grad)
-        made.save_pretrained(folder)
-        gradients = load_file(Path(folder) / "model.safetensors")
-    about = {
-        "reference": f"transformers.{type(made).__name__}",
-        "versions": versions("torch", "transformers"),
-        "seed": seed,
-        "config": config,
-    }
+    files, gradients, about = through_files(made, seed)
     outputs |= {f"grad/{name}": x for name, x in settled(gradients).items()}
-    files = {f"file/{name}": x for name, x in tensors.items()}
     return Record(files | inputs, outputs, about)

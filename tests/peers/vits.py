@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from safetensors.numpy import load_file
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 
 from tests.golden_store import Record
 from tests.parity.vits import settled
-from tests.peers.packages import array, tensor, versions
+from tests.peers.files import through_files
+from tests.peers.packages import array, tensor
 
 # Every size differs, so that no mix-up of dimensions passes.
 SIZES = dict(
@@ -154,25 +151,6 @@ def record(variant: str, seed: int) -> Record:
     loss = sum(((x.square() * tensor(weight)).sum() for x, weight in pairs), torch.zeros(()))
     loss.backward()
     outputs = {"states": array(states), "output": array(output), "loss": array(loss)}
-    with tempfile.TemporaryDirectory() as folder:
-        made.save_pretrained(folder)
-        tensors = load_file(Path(folder) / "model.safetensors")
-        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-        # The gradients take the same way, so that they have the names of the file.
-        with torch.no_grad():
-            for parameter in made.parameters():
-                if parameter.grad is None:
-                    parameter.zero_()
-                else:
-                    parameter.copy_(parameter.grad)
-        made.save_pretrained(folder)
-        gradients = load_file(Path(folder) / "model.safetensors")
-    about = {
-        "reference": f"transformers.{type(made).__name__}",
-        "versions": versions("torch", "transformers"),
-        "seed": seed,
-        "config": config,
-    }
+    files, gradients, about = through_files(made, seed, partial=True)
     outputs |= {f"grad/{name}": x for name, x in settled(gradients).items()}
-    files = {f"file/{name}": x for name, x in tensors.items()}
     return Record(files | inputs | given, outputs, about)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from safetensors.numpy import load_file
 
 from tests.golden_store import Record
-from tests.peers.packages import array, tensor, versions
+from tests.peers.files import through_files
+from tests.peers.packages import array, tensor
 
 # Every size differs, so that no mix-up of dimensions passes.
 WHISPER: dict[str, Any] = dict(
@@ -91,25 +88,8 @@ def record(variant: str, seed: int) -> Record:
     result.loss.backward()
     memory = result.encoder_last_hidden_state
     outputs = {"memory": array(memory), "logits": array(result.logits), "loss": array(result.loss)}
-    with tempfile.TemporaryDirectory() as folder:
-        made.save_pretrained(folder)
-        tensors = load_file(Path(folder) / "model.safetensors")
-        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-        # The gradients take the same way, so that they have the names of the file.
-        trained = {name for name, p in made.named_parameters() if p.requires_grad}
-        with torch.no_grad():
-            for parameter in made.parameters():
-                if parameter.requires_grad:
-                    parameter.copy_(parameter.grad)
-        made.save_pretrained(folder)
-        gradients = load_file(Path(folder) / "model.safetensors")
-    about = {
-        "reference": f"transformers.{type(made).__name__}",
-        "versions": versions("torch", "transformers"),
-        "seed": seed,
-        "config": config,
-    }
-    inputs = {f"file/{name}": x for name, x in tensors.items()}
+    trained = {name for name, p in made.named_parameters() if p.requires_grad}
+    files, gradients, about = through_files(made, seed, partial=True)
     outputs |= {f"grad/{name}": x for name, x in gradients.items() if name in trained}
     tokens = {"ids": ids.astype(np.int32), "targets": targets.astype(np.int32)}
-    return Record(inputs | {"frames": given, **tokens}, outputs, about)
+    return Record(files | {"frames": given, **tokens}, outputs, about)
