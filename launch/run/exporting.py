@@ -60,7 +60,7 @@ def import_(source: str, workdir: str, overrides: Sequence[str], spec: str | Non
     count = sum(x.size for x in jax.tree.leaves(run.rule.weights(state)))
     seconds = time.perf_counter() - start
     return (
-        f"{came_from['model_type']} of {count:,} parameters, {came_from['dtype']}, "
+        f"{published.read(source).model_type} of {count:,} parameters, {came_from['dtype']}, "
         f"in {seconds:.1f} s: {work.path}"
     )
 

@@ -9,15 +9,33 @@ import torch
 import transformers
 
 from launch import convert
-from tests.peers import decoders, resnets
+from nn.pretrained import formats
+from tests.peers import clips, decoders, encoder_decoders, encoders, resnets, vits, whispers
+
+MAKERS = (decoders, encoders, encoder_decoders, vits, clips, whispers, resnets)
+# Every model type, and every end that a model of it has.
+CHECKED = (
+    *("gpt2", "llama_tied_llama3", "mixtral", "mistral", "qwen2", "qwen3", "olmo2", "gemma2"),
+    *("gemma3_text", "openai-gpt", "gpt_neo", "gptj", "gpt_neox", "opt_350m"),
+    *("bert", "bert_base", "bert_class", "roberta", "distilbert", "electra", "electra_generator"),
+    *("modernbert", "bart", "marian", "t5", "whisper", "clip", "siglip", "bottleneck"),
+    *("vit", "vit_pooler", "vit_mae", "dinov2", "dinov2_registers", "dinov3"),
+)
 
 
 def save(variant: str, seed: int, directory: Path) -> None:
-    maker = resnets if variant in resnets.VARIANTS else decoders
+    maker = next(module for module in MAKERS if variant in module.VARIANTS)
     maker.model(variant, seed).float().save_pretrained(directory)
 
 
-@pytest.mark.parametrize("variant", ["gpt2", "llama_tied_llama3", "mixtral", "bottleneck"])
+def test_every_model_type_is_checked() -> None:
+    for kind in formats():
+        name = {"resnet": "bottleneck", "dinov2_with_registers": "dinov2_registers"}
+        short = name[kind] if kind in name else kind.removesuffix("_vit")
+        assert any(variant.startswith(short) for variant in CHECKED), kind
+
+
+@pytest.mark.parametrize("variant", CHECKED)
 def test_check_finds_the_same_outputs(
     variant: str, seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

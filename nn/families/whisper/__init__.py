@@ -20,7 +20,7 @@ def tiny() -> Config:
     return Config(
         vocab_size=96,
         context_length=40,
-        audio_context=36,
+        audio_context=32,
         num_mels=10,
         dim=32,
         encoder_layers=3,
@@ -32,7 +32,7 @@ def tiny() -> Config:
 
 def example(config: Config, batch: int) -> tuple[jax.Array, ...]:
     """Positional inputs of the model: frames (batch, F, M), and tokens to go on from (batch, T)."""
-    frames, length = min(2 * config.audio_context, 64), min(config.context_length, 16)
+    frames, length = 2 * config.audio_context, min(config.context_length, 16)
     shape = (batch, frames, config.num_mels)
     inputs_BFM = jnp.sin(jnp.arange(batch * frames * config.num_mels, dtype=jnp.float32))
     targets_BT = 7 * jnp.arange(batch * length, dtype=jnp.int32).reshape(batch, -1)
