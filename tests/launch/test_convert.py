@@ -197,7 +197,9 @@ def test_check_says_what_it_compared_with(
     assert "compared with nothing: transformers and torch are not" in capsys.readouterr().out
     monkeypatch.setattr(outputs, "installed", lambda: True)
     for off, verdict, code in ((1e-7, ": the same", 0), (1e-2, ": not the same", 1)):
-        monkeypatch.setattr(outputs, "theirs", lambda d, x, off=off: ours_plus(bfloat16, off))
+        monkeypatch.setattr(
+            outputs, "theirs", lambda d, x, shape, off=off: ours_plus(bfloat16, off)
+        )
         assert convert.main(["check", f"--from={bfloat16}"]) == code
         assert verdict in capsys.readouterr().out
 
