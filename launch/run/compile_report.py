@@ -9,10 +9,11 @@ from ml_collections import FrozenConfigDict
 
 from launch.cluster.hardware import TERA, Chip
 from launch.cluster.topology import Topology
-from launch.run import aot, environment, hlo, hlo_collectives, meshes, roofline
+from launch.run import aot, environment, hlo, hlo_collectives, meshes, roofline, shapes
 from launch.run import config as configs
 from launch.run.aot import Program
 from launch.run.build import Run
+from nn.learning.task import Task
 
 SCHEMA = 1  # of the JSON; a change of a key's meaning raises it
 
@@ -43,7 +44,7 @@ def report(
         "config_digest": configs.digest(run.config),
         "topology": {"name": topology.name, "devices": task.mesh.size, "memory": limit},
         "mesh": dict(task.mesh.shape),
-        "batch": _batch(run.config, task.mesh.size),
+        "batch": _batch(run.config, task),
         "dtype": np.dtype(task.model.dtype).name,
         "versions": environment.versions(),
         "compiler_options": options,
@@ -64,12 +65,12 @@ def report(
     return found
 
 
-def _batch(config: FrozenConfigDict, devices: int) -> dict[str, Any]:
+def _batch(config: FrozenConfigDict, task: Task) -> dict[str, Any]:
     found = {"examples": config.data.batch_size, "examples_per_device": 0.0}
-    found["examples_per_device"] = config.data.batch_size / devices
-    if config.objective.name == "next_token":
+    found["examples_per_device"] = config.data.batch_size / task.mesh.size
+    if tokens := shapes.tokens(config, task):
         found["sequence_length"] = config.data.sequence_length
-        found["tokens"] = config.data.batch_size * config.data.sequence_length
+        found["tokens"] = tokens
     return found
 
 

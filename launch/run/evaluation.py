@@ -20,8 +20,7 @@ class Evaluation:
         module = resolve.module("data", run.config.data.name)
         self.run = run
         self.step = eval_step(run.rule)
-        # Only what predicts every token from those before it says how many bits a text needs.
-        codes = run.config.objective.name == "next_token" and hasattr(module, "BYTES_PER_TOKEN")
+        codes = hasattr(run.rule.task.objective, "CODES") and hasattr(module, "BYTES_PER_TOKEN")
         self.bytes_per_token: float | None = module.BYTES_PER_TOKEN if codes else None
 
     def means(self, state: Any, loader: Loader) -> dict[str, float]:

@@ -85,7 +85,7 @@ def of_run(run: Run, state: Any, tokenizer: Tokenizer, rows: int | None = None) 
       ValueError: a model that predicts no next token.
     """
     model = run.config.model
-    if run.config.objective.name != "next_token" or "vocab_size" not in model:
+    if not hasattr(run.rule.task.objective, "CODES") or "vocab_size" not in model:
         raise ValueError(
             f"objective.name={run.config.objective.name!r} gives texts no likelihood; "
             "nearest: a run with objective.name='next_token'"

@@ -16,7 +16,8 @@ def baselines(run: Run, split: str) -> dict[str, float]:
     """Simple models of the data set on the same split, by name of metric; {} where it has none for
     this objective."""
     module = resolve.module("data", run.config.data.name)
-    if not hasattr(module, "baselines") or run.config.objective.name == "masked_token":
+    # An objective that says which tasks' data it learns from has another loss than they have.
+    if not hasattr(module, "baselines") or hasattr(run.rule.task.objective, "TASKS"):
         return {}
     data = run.config.data
     targets = data.eval_batches * data.batch_size * data.sequence_length or None

@@ -74,9 +74,7 @@ def _meter(run: Run, train: Loader) -> Meter:
     rule, config = run.rule, run.config
     rows = shapes.of_rows(config, train)
     needed = shapes.model_flops(config, rule.task, abstract_state(rule), rows)
-    tokens = 0
-    if config.objective.name == "next_token":
-        tokens = config.data.batch_size * config.data.sequence_length
+    tokens = shapes.tokens(config, rule.task)
     peak = hardware.peak_flops(rule.task.model.dtype)
     return Meter(
         examples=0 if tokens else config.data.batch_size,

@@ -49,6 +49,11 @@ def batch_of(config: FrozenConfigDict, task: Task) -> dict[str, jax.ShapeDtypeSt
     return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
 
+def tokens(config: FrozenConfigDict, task: Task) -> int:
+    """Of a training batch, those that are predicted; 0 where rows have no positions."""
+    return config.data.batch_size * config.data.sequence_length if task.objective.SEQUENCE else 0
+
+
 def of_rows(config: FrozenConfigDict, train: Loader) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of a training batch: those of the rows that a loader gives."""
     return {

@@ -14,6 +14,7 @@ from nn.parallel import pipeline
 
 SEQUENCE = ("inputs", "targets", "segments", "positions", "mask")
 ONE_F_ONE_B = True  # `sums` goes by that schedule where the rules say so
+CODES = True  # each token is predicted from those before it, so the loss is a length of the text
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,9 @@ of a sequence, `SEQUENCE`, which may then be split over the mesh axis `context`,
 `sums(config, model, variables, batch, key, train) -> (Sums, variables)`; "loss" is among the sums.
 The step adds totals and counts over microbatches and over the mesh and divides once. One that
 defines `ONE_F_ONE_B` trains by that schedule too (`nn.parallel.pipeline.one_f_one_b`), on models
-with the methods `stages`, `states`, `head`, `head_positions` and the property `head_weights`.
+with the methods `stages`, `states`, `head`, `head_positions` and the property `head_weights`. One
+with `CODES` predicts each token from those before it: its loss is a length of the text, in nats.
+`TASKS` are those whose data sets it learns from, where that is not the one of its own name.
 """
 
 from __future__ import annotations
