@@ -1,9 +1,9 @@
-"""What an encoder-decoder reads before it writes: a memory of source texts, on the mesh."""
+"""What an encoder-decoder takes in before it writes: a memory of texts or of sound, on the mesh."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -25,7 +25,7 @@ def reads_sources(model: nn.Module) -> bool:
     if not hasattr(model.config, "start_token"):
         raise ValueError(
             "the model's encoder reads no text: it is used from Python, by its `encode` and "
-            "launch.run.decode (of sound: launch.run.transcript); nearest: an encoder of tokens"
+            "launch.run.decode (of sound: launch.transcribe); nearest: an encoder of tokens"
         )
     return True
 
@@ -43,8 +43,7 @@ def memory(
 
     sources_BS: tokens, padded on the right; lengths_B: tokens of each.
     """
-    rules = dataclasses.replace(rules, sequence_parallel=False)
-    rows = P(parallel.mesh.present(mesh, BATCH_AXES) or None)
+    rules, rows = _per_row(mesh, rules)
 
     def encode(params: Any, sources: jax.Array, lengths: jax.Array) -> dict[str, Any]:
         columns = jnp.arange(sources.shape[1])[None]
@@ -56,3 +55,21 @@ def memory(
     spread = parallel.spmd(encode, mesh, rules, (specs, rows, rows), out)
     found: Mapping[str, jax.Array] = jax.jit(spread)(params, sources_BS, lengths_B)
     return found
+
+
+def hearing(
+    model: nn.Module, specs: Any, mesh: jax.sharding.Mesh, rules: parallel.Rules
+) -> Callable[[Any, jax.Array], Mapping[str, jax.Array]]:
+    """`(params, sound (B, N)) -> memory`, one program; see the function `memory`."""
+    rules, rows = _per_row(mesh, rules)
+
+    def encode(params: Any, sound: jax.Array) -> dict[str, Any]:
+        return {"memory": model.apply({"params": params}, sound, method="encode")}
+
+    return jax.jit(parallel.spmd(encode, mesh, rules, (specs, rows), {"memory": rows}))
+
+
+def _per_row(mesh: jax.sharding.Mesh, rules: parallel.Rules) -> tuple[parallel.Rules, P]:
+    """The rules for whole rows on each device, and how rows lie on the mesh."""
+    whole = dataclasses.replace(rules, sequence_parallel=False)
+    return whole, P(parallel.mesh.present(mesh, BATCH_AXES) or None)

@@ -75,6 +75,7 @@ class Export:
     config: Any
     leaves: dict[str, jax.Array]
     dtypes: dict[str, np.dtype[Any]]  # of the tensors of the file
+    beside: dict[str, dict[str, Any]]  # files that lay beside them when it was imported
 
     def sizes(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         return {n: (shape, self.dtypes[n]) for n, (shape, _) in self.table.sizes().items()}
@@ -120,7 +121,7 @@ def export(
         for _ in made.tensors():  # takes part in the gathers
             pass
         return ""
-    files = write(target, content, made.sizes(), made.tensors(), shard_size)
+    files = write(target, content, made.sizes(), made.tensors(), shard_size, made.beside)
     others = [name for name in made.able if name not in made.format.MODEL_TYPES]
     return (
         f"{made.format.MODEL_TYPES[0]}, {len(made.sizes())} tensors of {kind} in "
@@ -154,7 +155,10 @@ def _prepare(run: Run, workdir: str, step: int | None, model_type: str, dtype: s
         elif path and source is not None:
             other = source["other_dtypes"]
             kinds[name] = jnp.dtype(other[name] if name in other else source["dtype"])
-    return Export(format_, able, table, config, leaves, kinds)
+    beside = {}
+    if source and "generation_config" in source and source["model_type"] in format_.MODEL_TYPES:
+        beside[pretrained.GENERATION] = source["generation_config"]
+    return Export(format_, able, table, config, leaves, kinds, beside)
 
 
 def _on_host(x: jax.Array) -> np.ndarray:

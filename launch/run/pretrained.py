@@ -14,6 +14,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ from launch.cluster import distributed
 from launch.run import config as configs
 from launch.run import published, resolve
 from launch.run.build import Run, build
-from launch.run.safetensors_files import Tensors
+from launch.run.safetensors_files import Tensors, read_json
 from launch.run.state import abstract_state, initial_state
 from nn import parallel
 from nn.learning import tune
@@ -32,6 +33,8 @@ from nn.learning.task import Task
 from nn.pretrained.table import Leaf, flatten, nest
 
 CHUNK = 1 << 28  # bytes
+GENERATION = "generation_config.json"  # special tokens, and how the model is meant to write
+REMEMBERED = 1 << 16  # bytes of such a file at most, lest checkpoints carry a stranger
 
 
 def load(directory: str, overrides: Sequence[str] = (), spec: str | None = None) -> tuple[Run, Any]:
@@ -155,11 +158,15 @@ def _write(whole: jax.Array, chunk: jax.Array, start: Any) -> jax.Array:
 
 def source_of(directory: str) -> dict[str, Any]:
     """What a checkpoint remembers of where its model came from, so that it is written likewise:
-    model_type, the dtype of most tensors, and those of the others by name."""
+    model_type, the dtype of most tensors, and those of the others by name; generation_config where
+    the directory has that file."""
     kinds = {name: str(place.dtype) for name, place in Tensors(directory).places.items()}
     common, _ = collections.Counter(kinds.values()).most_common(1)[0]
+    file = Path(directory).expanduser() / GENERATION
+    small = file.is_file() and file.stat().st_size <= REMEMBERED
     return {
         "model_type": published.read(directory).format.MODEL_TYPES[0],
         "dtype": common,
         "other_dtypes": {name: kind for name, kind in kinds.items() if kind != common},
+        **({"generation_config": read_json(file)} if small else {}),
     }

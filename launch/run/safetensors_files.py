@@ -198,10 +198,12 @@ def write(
     sizes: Sizes,
     tensors: Iterable[tuple[str, np.ndarray]],
     shard_size: int,
+    beside: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> list[str]:
     """A directory of config.json and tensors, whole or not at all. Returns the tensors' files.
 
     Args:
+      beside: content of more JSON files, by name.
       sizes: shape and dtype of every tensor, in the order in which `tensors` yields them.
       shard_size: bytes; a file holds as many tensors in a row as fit, and at least one.
     Raises:
@@ -211,7 +213,8 @@ def write(
     target.parent.mkdir(parents=True, exist_ok=True)
     shards = _plan(sizes, shard_size)
     with _appearing(target) as folder:
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+        for name, content in {"config.json": config, **(beside or {})}.items():
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
         supply = iter(tensors)
         for file, members in shards.items():
             wanted = {name: sizes[name] for name in members}

@@ -173,9 +173,9 @@ class Generation:
         """
         trained, count = self.trained, len(self.prompts)
         loop, params, specs = self._loop()
-        inputs = _inputs(trained, self.prompts, seed)
+        inputs = inputs_of(trained, self.prompts, seed)
         if self.sources is not None:
-            read = _inputs(trained, self.sources, seed)
+            read = inputs_of(trained, self.sources, seed)
             place = (trained.specs, trained.mesh, trained.rules)
             held = (trained.model, trained.params, *place, read.prompts_BP, read.lengths_B)
             inputs = inputs.replace(memory=encoding.memory(*held))
@@ -256,15 +256,19 @@ def _timed(program: Any, *arguments: Any) -> tuple[float, tuple[Any, Any]]:
     return time.perf_counter() - began, (state, view)
 
 
-def _inputs(trained: Trained, prompts: list[list[int]], seed: int) -> Inputs:
-    """Rows over the batch axes of the mesh."""
+def over_rows(trained: Trained, *arrays: np.ndarray) -> list[jax.Array]:
+    """Arrays with their rows over the batch axes of the mesh."""
+    spread = parallel.shardings(trained.mesh, parallel.batch_spec(trained.mesh, 1))
+    return [jax.device_put(x, spread) for x in arrays]
+
+
+def inputs_of(trained: Trained, prompts: list[list[int]], seed: int) -> Inputs:
+    """Prompts on the mesh, filled up to as many rows as divide over it."""
     shards = int(np.prod([trained.mesh.shape[axis] for axis in BATCH_AXES]))
     padded, lengths = text.pad(prompts, shards)
-    spread = parallel.shardings(trained.mesh, parallel.batch_spec(trained.mesh, 1))
     numbers = np.arange(len(lengths), dtype=np.int32)
-    padded, lengths, numbers = (jax.device_put(x, spread) for x in (padded, lengths, numbers))
-    key = jax.random.key_data(jax.random.key(seed))
-    return Inputs(padded, lengths, key, numbers)
+    prompts_BP, lengths_B, rows_B = over_rows(trained, padded, lengths, numbers)
+    return Inputs(prompts_BP, lengths_B, jax.random.key_data(jax.random.key(seed)), rows_B)
 
 
 def _bytes_per_step(trained: Trained, cache: Any) -> int:

@@ -84,6 +84,10 @@ class Json:
         text: str = self._held.decode([int(token) for token in tokens])
         return text
 
+    def added(self) -> dict[str, int]:
+        """The tokens beside those of text, special ones among them, by name."""
+        return {x.content: token for token, x in self._held.get_added_tokens_decoder().items()}
+
 
 class Pieces:
     """A sentencepiece model (Kudo & Richardson 2018).

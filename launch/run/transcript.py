@@ -9,6 +9,7 @@ Legend: B rows, T tokens of the longest row, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from nn import names
+
+TASKS = ("transcribe", "translate")
+LANGUAGE = re.compile(r"<\|[a-z]{2,3}\|>")  # a token's name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +38,11 @@ class Rules:
     no_timestamps: int = -1
     max_initial: int = -1
 
+    @property
+    def timed(self) -> bool:
+        """Whether times are written."""
+        return self.no_timestamps >= 0
+
     def __call__(
         self, logits_BV: jax.Array, tokens_BT: jax.Array, ends_B: jax.Array, made_B: jax.Array
     ) -> jax.Array:
@@ -41,7 +50,7 @@ class Rules:
         banned_BV = jnp.isin(token_1V, jnp.asarray(self.suppress, jnp.int32))
         begin_1V = jnp.isin(token_1V, jnp.asarray(self.begin_suppress, jnp.int32))
         banned_BV = banned_BV | (made_B[:, None] == 0) & begin_1V
-        if self.no_timestamps < 0:
+        if not self.timed:
             return jnp.where(banned_BV, -jnp.inf, logits_BV)
         banned_BV |= self._out_of_time(token_1V, tokens_BT, ends_B, made_B)
         logits_BV = jnp.where(banned_BV, -jnp.inf, logits_BV)
@@ -130,6 +139,33 @@ def prompt(
     if not timestamps:
         start.append(_needed(generation, "no_timestamps_token_id"))
     return tuple(start)
+
+
+def by_name(special: Mapping[str, int], english: bool) -> dict[str, Any]:
+    """What generation_config.json would say of the special tokens, by their published names; it
+    suppresses nothing.
+
+    special: tokens by name; english: whether the model is for English alone, although its
+      tokeniser may know other languages.
+    Raises:
+      ValueError: a name that every model has is missing.
+    """
+    keys = {
+        "decoder_start_token_id": "<|startoftranscript|>",
+        "eos_token_id": "<|endoftext|>",
+        "no_timestamps_token_id": "<|notimestamps|>",
+    }
+    if missing := [name for name in keys.values() if name not in special]:
+        raise ValueError(
+            f"no token {missing[0]!r} in the tokeniser and no generation_config.json: one of them "
+            "must say how a transcript starts and ends"
+        )
+    found: dict[str, Any] = {key: special[name] for key, name in keys.items()}
+    if english:
+        return found
+    tasks = {task: special[f"<|{task}|>"] for task in TASKS if f"<|{task}|>" in special}
+    languages = {name: x for name, x in special.items() if LANGUAGE.fullmatch(name)}
+    return found | {"lang_to_id": languages, "task_to_id": tasks}
 
 
 def _needed(generation: Mapping[str, Any], key: str) -> int:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from launch.run import safetensors_files
-from nn.families import seq2seq_transformer, transformer
+from nn.families import seq2seq_transformer, transformer, whisper
 from nn.pretrained import llama
 from nn.pretrained.table import nest
 from tests import golden_store
@@ -56,6 +56,29 @@ BYTES_T5 = dataclasses.replace(
     head_dim=6,
     mlp_dim=24,
 )
+
+
+# A Whisper of bytes that hears 0.48 s: the end, what starts a transcript, and times from 263 on.
+BYTES_WHISPER = whisper.Config(
+    vocab_size=288,
+    context_length=24,
+    audio_context=24,
+    num_mels=8,
+    dim=16,
+    encoder_layers=2,
+    decoder_layers=2,
+    num_heads=2,
+    tie_embeddings=False,  # or it repeats what it read
+)
+WHISPER_GENERATION: dict[str, Any] = {
+    "eos_token_id": 256,
+    "decoder_start_token_id": 257,
+    "lang_to_id": {"<|en|>": 258, "<|de|>": 259},
+    "task_to_id": {"translate": 260, "transcribe": 261},
+    "no_timestamps_token_id": 262,
+    "suppress_tokens": [*range(32), *range(127, 256), *range(257, 263)],
+    "begin_suppress_tokens": [32, 256],
+}
 
 
 def write_bytes_llama(directory: Path, dtype: Any, shard_size: int = 10**9) -> None:

@@ -62,5 +62,5 @@ def test_what_does_not_go_together_is_refused(
         generate.main([f"--pretrained={directory}", "--prompt=a", f"--draft={directory}"])
     assert end.value.code == errors.BAD_INPUT
     assert "--draft is for decoders" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"reads no text: .*launch.run.transcript"):
+    with pytest.raises(ValueError, match=r"reads no text: .*launch.transcribe"):
         encoding.reads_sources(whisper.Model(whisper.tiny()))
