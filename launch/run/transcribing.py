@@ -153,5 +153,5 @@ def cut(tokens: Sequence[int], rules: Rules, samples: int) -> tuple[list[Segment
         text = [token for token in tokens[first:last] if token < rules.end]
         if text:
             found.append(Segment(start, end, text))
-    further = None if whole else when[pairs[-1] - 1]
-    return found, samples if further is None else further
+    # A model that knows no order of times could end a segment at 0: then nothing is heard again.
+    return found, (None if whole else when[pairs[-1] - 1]) or samples

@@ -87,12 +87,17 @@ def write_bytes_llama(directory: Path, dtype: Any, shard_size: int = 10**9) -> N
 
 
 def write_bytes(
-    directory: Path, format_: Any, config: Any, dtype: Any, shard_size: int = 10**9
+    directory: Path,
+    format_: Any,
+    config: Any,
+    dtype: Any,
+    shard_size: int = 10**9,
+    scale: float = 0.2,
 ) -> None:
     rng = np.random.default_rng(0)
     table = format_.table(config)
     shapes = table.shapes().items()
-    leaves = {path: rng.normal(0, 0.2, shape) for path, shape in shapes}
+    leaves = {path: rng.normal(0, scale, shape) for path, shape in shapes}
     kinds = {path: np.float32 if "norm" in path else dtype for path in leaves}
     tensors = table.from_ours(nest({path: x.astype(kinds[path]) for path, x in leaves.items()}))
     content = format_.config_to(config) | {"dtype": str(jnp.dtype(dtype))}
