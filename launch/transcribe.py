@@ -8,8 +8,10 @@ generation_config.json that lies beside the weights, or did when they were impor
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,16 +50,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         file = arguments.json_file(options)
         sounds = [sound.read(path) for path in options.audio]
         arguments.start(options)
-        listener, step = _listener(options, overrides, sounds)
+        job = _job(options, overrides, sounds)
+    languages = job.languages or _detected(options, job, sounds)
+    starts = [job.start(language) for language in languages]
     written: list[list[dict[str, Any]]] = [[] for _ in sounds]
-    for number, found in transcribing.segments(listener, sounds):
+    for number, found in transcribing.segments(job.listener, job.write, job.rules, sounds, starts):
         for segment in found:
-            made = _as_json(segment, listener.trained.tokenizer)
+            made = _as_json(segment, job.listener.trained.tokenizer)
             written[number].append(made)
             if jax.process_index() == 0 and made["text"].strip():
                 print(_line(options, number, segment, made["text"]), flush=True)
     if jax.process_index() == 0:
-        arguments.write_json(file, {"step": step, "files": _files(options, written)})
+        files = _files(options, languages, written)
+        arguments.write_json(file, {"step": job.step, "files": files})
 
 
 def _parser() -> arguments.Parser:
@@ -75,7 +80,9 @@ def _parser() -> arguments.Parser:
     parser.add_argument(
         "--audio", action="append", required=True, metavar="FILE.wav", help="may be repeated"
     )
-    parser.add_argument("--language", default="en", help="that is spoken, such as de")
+    parser.add_argument(
+        "--language", help="that is spoken, such as de; by default the likeliest for each file"
+    )
     parser.add_argument("--task", default="transcribe", help="transcribe, or translate: to English")
     parser.add_argument("--timestamps", action="store_true", help="when each segment is said")
     parser.add_argument("--length", type=int, help="most new tokens per window; all that fit")
@@ -90,10 +97,20 @@ def _parser() -> arguments.Parser:
     return parser
 
 
-def _listener(
-    options: argparse.Namespace, overrides: Sequence[str], sounds: list[np.ndarray]
-) -> tuple[Listener, int]:
-    """What writes down windows, checked, and the step of the checkpoint."""
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What writes down windows, checked. languages: empty where they are to be detected."""
+
+    step: int
+    listener: Listener
+    write: transcribing.Write
+    rules: transcript.Rules
+    generation: Mapping[str, Any]
+    start: Callable[[str], tuple[int, ...]]  # of a language
+    languages: list[str]
+
+
+def _job(options: argparse.Namespace, overrides: Sequence[str], sounds: list[np.ndarray]) -> Job:
     if options.workdir is not None:
         run = restore.run_of(options.workdir, overrides)
     else:
@@ -112,18 +129,34 @@ def _listener(
             f"the model writes {rules.end} tokens of text, and no tokeniser lies with its weights; "
             "name the directory of one: --tokenizer=DIR"
         )
-    start = transcript.prompt(generation, options.language, options.task, options.timestamps)
+    start = functools.partial(
+        transcript.prompt, generation, task=options.task, timestamps=options.timestamps
+    )
+    known = [*transcript.languages(generation), "en"]
+    first = start(options.language or known[0])
     length = options.length
     if length is None:
-        length = model.context_length - len(start)
-    sampling.check_length(model, [list(start)], length)
+        length = model.context_length - len(first)
+    sampling.check_length(model, [list(first)], length)
     if options.workdir is not None:
         state, _ = restore.state_of(run, options.workdir, options.step)
     else:
         state = pretrained.first_state(run)
     trained = sampling.of_run(run, run.rule.weights(state), tokenizer)
     rows = min(options.batch_size, transcribing.at_once(sounds, rules, model))
-    return Listener(trained, rules, start, length, rows, options.num_beams), int(state.step)
+    listener = Listener(trained, rows)
+    write = listener.writer(rules, length, options.num_beams)
+    detected = options.language is None and len(known) > 1
+    languages = [] if detected else [options.language or "en"] * len(sounds)
+    return Job(int(state.step), listener, write, rules, generation, start, languages)
+
+
+def _detected(options: argparse.Namespace, job: Job, sounds: list[np.ndarray]) -> list[str]:
+    found = transcribing.languages(job.listener, sounds, job.generation)
+    if jax.process_index() == 0:
+        for path, language in zip(options.audio, found, strict=True):
+            print(f"{path}: language {language!r}", file=sys.stderr)
+    return found
 
 
 def _generation(
@@ -160,17 +193,17 @@ def _line(options: argparse.Namespace, number: int, segment: Segment, said: str)
 
 
 def _files(
-    options: argparse.Namespace, written: list[list[dict[str, Any]]]
+    options: argparse.Namespace, languages: list[str], written: list[list[dict[str, Any]]]
 ) -> list[dict[str, Any]]:
-    asked = {"language": options.language, "task": options.task}
     return [
         {
             "audio": path,
-            **asked,
+            "language": language,
+            "task": options.task,
             "text": "".join(made["text"] for made in found).strip(),
             "segments": found,
         }
-        for path, found in zip(options.audio, written, strict=True)
+        for path, language, found in zip(options.audio, languages, written, strict=True)
     ]
 
 

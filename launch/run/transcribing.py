@@ -10,18 +10,23 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
-from launch.run import decode, encoding, sampling
+from launch.run import decode, encoding, sampling, transcript
 from launch.run.logits import Sampling
 from launch.run.sampling import Trained
 from launch.run.transcript import Rules
 from nn.layers.spectrogram import HOP, SAMPLE_RATE
+from nn.parallel import BATCH_AXES
 
 STEP = 2 * HOP  # samples from one time that can be written to the next: 20 ms, as of the encoder
+
+Start = Sequence[int]  # tokens before a transcript, of `transcript.prompt`
+Write = Callable[[list[np.ndarray], list[Start]], list[list[int]]]  # windows -> new tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,43 +55,41 @@ def clock(samples: int) -> str:
 
 
 class Listener:
-    """Writes down windows of sound, up to `rows` at a time; compiled once."""
+    """Hears windows of sound, up to `rows` at a time, for programs that write them down."""
 
-    def __init__(
-        self,
-        trained: Trained,
-        rules: Rules,
-        start: Sequence[int],
-        new_tokens: int,
-        rows: int = 1,
-        beams: int = 1,
-    ) -> None:
-        """rows: at least so many; start: the tokens of `transcript.prompt`.
+    def __init__(self, trained: Trained, rows: int = 1) -> None:
+        """rows: at least so many; more where they do not divide over the mesh."""
+        shards = int(np.prod([trained.mesh.shape[axis] for axis in BATCH_AXES]))
+        self.trained, self.rows = trained, -(-rows // shards) * shards
+        self.window = window_of(trained.model.config)
+        place = (trained.specs, trained.mesh, trained.rules)
+        self._hear = encoding.hearing(trained.model, *place)
 
-        Raises ValueError where the tokens do not fit the model's context.
-        """
-        sampling.check_length(trained.model.config, [list(start)], new_tokens)
+    def writer(self, rules: Rules, new_tokens: int, beams: int = 1) -> Write:
+        """What writes down windows after the tokens of `transcript.prompt`; compiled once."""
+        trained = self.trained
         how = Sampling(temperature=0.0, stop=(rules.end,), beams=beams)
         loop = decode.loop_of(trained.model, new_tokens, how, rules)
-        place = (trained.mesh, trained.rules)
-        self.trained, self.rules, self._prompt = trained, rules, len(start)
-        self._inputs = sampling.inputs_of(trained, [list(start)] * rows, seed=0)
-        self._hear = encoding.hearing(trained.model, trained.specs, *place)
-        self._write = decode.OnMesh(loop, *place, trained.specs).whole()
-        self.rows = len(self._inputs.lengths_B)  # as divide over the mesh
-        self.window = window_of(trained.model.config)
+        program = decode.OnMesh(loop, trained.mesh, trained.rules, trained.specs).whole()
 
-    def __call__(self, windows: list[np.ndarray]) -> list[list[int]]:
-        """The new tokens of each window; silence follows a window that is too short."""
+        def write(windows: list[np.ndarray], starts: list[Start]) -> list[list[int]]:
+            inputs = sampling.inputs_of(trained, [list(x) for x in self._filled(starts)], seed=0)
+            view = program(trained.params, inputs.replace(memory=self._memory(windows)))
+            tokens, ends = np.asarray(view["tokens"]), np.asarray(view["ends"])
+            return [tokens[i, len(x) : ends[i]].tolist() for i, x in enumerate(starts)]
+
+        return write
+
+    def _memory(self, windows: list[np.ndarray]) -> Mapping[str, jax.Array]:
+        """Silence follows a window that is too short."""
         sound_BN = np.zeros((self.rows, self.window), np.float32)
-        for i in range(self.rows):
-            # Rows that only fill up are copies of the first: they are done when it is.
-            one = windows[i] if i < len(windows) else windows[0]
-            sound_BN[i, : len(one)] = one
-        memory = self._hear(self.trained.params, *sampling.over_rows(self.trained, sound_BN))
-        view = self._write(self.trained.params, self._inputs.replace(memory=memory))
-        tokens, ends = np.asarray(view["tokens"]), np.asarray(view["ends"])
-        return [tokens[i, self._prompt : ends[i]].tolist() for i in range(len(windows))]
+        for row_N, one in zip(sound_BN, self._filled(windows), strict=True):
+            row_N[: len(one)] = one
+        return self._hear(self.trained.params, *sampling.over_rows(self.trained, sound_BN))
+
+    def _filled(self, rows: list[Any]) -> list[Any]:
+        """With copies of the first, which are done when it is."""
+        return rows + rows[:1] * (self.rows - len(rows))
 
 
 def window_of(model: Any) -> int:
@@ -99,21 +102,45 @@ def at_once(sounds: Sequence[np.ndarray], rules: Rules, model: Any) -> int:
     return len(_first(sounds, rules, window_of(model)))
 
 
+def languages(
+    listener: Listener, sounds: Sequence[np.ndarray], generation: Mapping[str, Any]
+) -> list[str]:
+    """The likeliest language of the first window of each sound: after the token that starts a
+    transcript, the likeliest of those of languages (Radford et al. 2022, section 2.3)."""
+    codes = {token: name for name, token in transcript.languages(generation).items()}
+    rules = Rules(end=transcript.rules(generation).end, only=tuple(codes))
+    write = listener.writer(rules, new_tokens=1)
+    start, found = transcript.prompt(generation, next(iter(codes.values())))[:1], []
+    for place in range(0, len(sounds), listener.rows):
+        heard = [sound[: listener.window] for sound in sounds[place : place + listener.rows]]
+        found += [codes[token] for (token,) in write(heard, [start] * len(heard))]
+    return found
+
+
 def segments(
-    listener: Listener, sounds: Sequence[np.ndarray]
+    listener: Listener,
+    write: Write,
+    rules: Rules,
+    sounds: Sequence[np.ndarray],
+    starts: Sequence[Start],
 ) -> Iterator[tuple[int, list[Segment]]]:
     """The segments of all sounds, window by window: (number of the sound, its next segments).
 
     Those of one sound come in order. With times in the rules a window begins where the last
     complete segment of the one before ended, so that only different sounds share a batch; without
     them windows follow each other.
+
+    Args:
+      write: by the listener, with the same rules.
+      starts: the tokens before the transcript of each sound, as many for each.
     """
-    window, rules = listener.window, listener.rules
+    window = listener.window
     waiting = collections.deque(_first(sounds, rules, window))
     while waiting:
         taken = [waiting.popleft() for _ in range(min(listener.rows, len(waiting)))]
         heard = [sounds[number][place : place + window] for number, place in taken]
-        for (number, place), one, tokens in zip(taken, heard, listener(heard), strict=True):
+        made = write(heard, [starts[number] for number, _ in taken])
+        for (number, place), one, tokens in zip(taken, heard, made, strict=True):
             found, further = cut(tokens, rules, len(one))
             yield number, [Segment(place + x.start, place + x.end, x.tokens) for x in found]
             if rules.timed and place + further < len(sounds[number]):

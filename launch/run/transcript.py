@@ -27,6 +27,7 @@ class Rules:
     """A `launch.run.logits.Processor`: logits of what a transcript cannot go on with become -inf.
 
     suppress: tokens that are never written; begin_suppress: nor as the first one.
+    only: if there are any, no other token is ever written.
     end: the token that ends a transcript; special ones follow it, and text comes before.
     no_timestamps: the token that says so; those after it are times, in order. -1: no rule on them.
     max_initial: the first time is at most that many steps after 0; -1: no limit.
@@ -37,6 +38,7 @@ class Rules:
     end: int = 0
     no_timestamps: int = -1
     max_initial: int = -1
+    only: tuple[int, ...] = ()
 
     @property
     def timed(self) -> bool:
@@ -50,6 +52,8 @@ class Rules:
         banned_BV = jnp.isin(token_1V, jnp.asarray(self.suppress, jnp.int32))
         begin_1V = jnp.isin(token_1V, jnp.asarray(self.begin_suppress, jnp.int32))
         banned_BV = banned_BV | (made_B[:, None] == 0) & begin_1V
+        if self.only:
+            banned_BV |= ~jnp.isin(token_1V, jnp.asarray(self.only, jnp.int32))
         if not self.timed:
             return jnp.where(banned_BV, -jnp.inf, logits_BV)
         banned_BV |= self._out_of_time(token_1V, tokens_BT, ends_B, made_B)
@@ -127,8 +131,7 @@ def prompt(
       ValueError: a language or task that the model has no token for.
     """
     start = [_needed(generation, "decoder_start_token_id")]
-    if "lang_to_id" in generation:
-        codes = {name.strip("<|>"): token for name, token in generation["lang_to_id"].items()}
+    if codes := languages(generation):
         start.append(names.lookup("language", language, codes))
         start.append(names.lookup("task", task, generation["task_to_id"]))
     elif (language, task) != ("en", "transcribe"):
@@ -139,6 +142,12 @@ def prompt(
     if not timestamps:
         start.append(_needed(generation, "no_timestamps_token_id"))
     return tuple(start)
+
+
+def languages(generation: Mapping[str, Any]) -> dict[str, int]:
+    """The tokens of languages by their codes, such as `en`; none of a model for English alone."""
+    known = generation["lang_to_id"] if "lang_to_id" in generation else {}
+    return {name.strip("<|>"): token for name, token in known.items()}
 
 
 def by_name(special: Mapping[str, int], english: bool) -> dict[str, Any]:

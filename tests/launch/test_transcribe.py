@@ -119,7 +119,11 @@ def test_with_timestamps_a_window_begins_where_a_segment_ended(
 ) -> None:
     files = [folder / "long.wav", folder / "short.wav"]
     made = made_by(
-        folder, *(f"--audio={file}" for file in files), "--timestamps", f"--num-beams={beams}"
+        folder,
+        *(f"--audio={file}" for file in files),
+        "--language=en",
+        "--timestamps",
+        f"--num-beams={beams}",
     )
     assert len(made[0]["segments"]) > 2
     lines = []
@@ -139,6 +143,27 @@ def test_with_timestamps_a_window_begins_where_a_segment_ended(
             times = f"[00:0{start / 16_000:.2f} -> 00:0{end / 16_000:.2f}]"
             lines.append(f"{file}: {times} {bytes(tokens).decode().strip()}")
     assert sorted(capsys.readouterr().out.splitlines()) == sorted(line.rstrip() for line in lines)
+
+
+def test_a_language_that_is_not_given_is_the_likeliest_of_the_first_window(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [folder / "long.wav", folder / "short.wav"]
+    made = made_by(folder, *(f"--audio={file}" for file in files))
+    model, params = weights(folder)
+    likeliest = []
+    for file in files:
+        audio_1N = fit(jnp.asarray(sound.read(file)[None, :WINDOW]), WINDOW)
+        start = jnp.asarray([[GENERATION["decoder_start_token_id"]]])
+        logits_11V = model.apply({"params": params}, audio_1N, start)
+        of = {name: logits_11V[0, 0, x] for name, x in transcript.languages(GENERATION).items()}
+        likeliest.append(max(of, key=of.__getitem__))
+    assert [file["language"] for file in made] == likeliest == ["de", "de"]
+    for file, found, language in zip(files, made, likeliest, strict=True):
+        first = by_hand(folder, sound.read(file)[:WINDOW], False, language=language)
+        assert found["segments"][0]["tokens"] == text_of(first)
+    said = [f"{file}: language {x!r}" for file, x in zip(files, likeliest, strict=True)]
+    assert capsys.readouterr().err.splitlines() == said
 
 
 def test_generation_config_goes_with_an_import_and_an_export(

@@ -60,6 +60,11 @@ def test_without_timestamps_only_suppression_is_left() -> None:
     assert allowed(rules, (0,)) == set(range(12)) - {1, 5}
 
 
+def test_nothing_but_the_only_tokens_is_written() -> None:
+    rules = transcript.Rules(suppress=(3,), only=(0, 3, 8), end=4)
+    assert allowed(rules, ()) == allowed(rules, (0,)) == {0, 8}
+
+
 GENERATION = {
     "eos_token_id": 4,
     "decoder_start_token_id": 5,
