@@ -86,7 +86,18 @@ WITH_EXPERTS = {"transformer with experts"}
 # Families whose meshes are all run; of the others, which are made of the same blocks, those that
 # show what they add, and the rest is slow.
 THOROUGH = {"mlp", "resnet", "transformer", "transformer with experts"}
-SHOWN = {"data2 x fsdp2 x tensor2", "pipe2 x context2 x tensor2"}
+SHOWN = ("pipe2 x context2 x tensor2", "data2 x fsdp2 x tensor2")
+TWO_STACKS = {"clip", "seq2seq_transformer", "whisper"}  # which take twice as long: the first only
+# Triples in which every pair of axes meets.
+PAIRWISE = {
+    "pipe2 x fsdp2 x context2",
+    "pipe2 x data2 x expert2",
+    "pipe2 x context2 x tensor2",
+    "data2 x fsdp2 x tensor2",
+    "data2 x context2 x tensor2",
+    "fsdp2 x expert2 x tensor2",
+    "expert2 x context2 x tensor2",
+}
 
 
 def names() -> list[str]:

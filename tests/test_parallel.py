@@ -63,15 +63,17 @@ def test_meshes_have_names() -> None:
 
 def _matrix() -> list[Any]:
     """All runs of the matrix; those that differ little from others are slow: pairs of axes, beside
-    single ones and triples; dense families on the axis of experts, which to them is another `data`;
-    experts where neither they nor the layers are split; and families that are made of the
-    transformer's blocks on most meshes."""
+    single ones and triples; triples whose pairs are in others; dense families on the
+    axis of experts, which to them is another `data`; experts where neither they nor the layers are
+    split; and families that are made of the transformer's blocks on most meshes."""
     found = []
     for name, mesh in matrix.runs():
         split, experts = cases.sizes_of(mesh), name in matrix.WITH_EXPERTS
         own = bool(split.keys() & {"expert", "pipe"}) if experts else "expert" not in split
-        thorough = len(split) == 1 or (own and len(split) == 3)
-        quick = thorough if name in matrix.THOROUGH else mesh in matrix.SHOWN
+        single = len(split) == 1 and (own or experts)
+        thorough = single or (own and mesh in matrix.PAIRWISE)
+        shown = matrix.SHOWN[: 1 if name in matrix.TWO_STACKS else None]
+        quick = thorough if name in matrix.THOROUGH else mesh in shown
         marks = [] if quick else [pytest.mark.slow]
         found.append(pytest.param(name, mesh, marks=marks))
     return found

@@ -217,6 +217,7 @@ def test_exit_code_and_table(
     assert "MFU 25.0% full, 18.8% causal (attention) of a peak" in out
 
 
+@pytest.mark.slow
 def test_a_real_run(tmp_path: Path, user_environment: dict[str, str]) -> None:
     """As a user would, from elsewhere in the checkout; the Linen peer needs no extra."""
     file = tmp_path / "bench.json"

@@ -133,6 +133,7 @@ def test_memory_kinds_add_up_to_what_xla_says(policy: str) -> None:
     assert found["dtype"] == policy
 
 
+@pytest.mark.slow
 def test_flops_of_the_model_do_not_depend_on_remat_or_attention() -> None:
     tokens, weights = 16 * 32, 256 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 64)
     attention = 3 * 2 * 2 * 16 * 4 * 32 * 32 * 8 * 2  # three passes, q k and its product with v

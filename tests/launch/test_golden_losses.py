@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests import golden_runs, update_golden
+from tests.marks import but_slow
 
 AGAIN = "if it should change: python -m tests.update_golden losses"
 
 
-@pytest.mark.parametrize("name", golden_runs.RUNS)
+@pytest.mark.parametrize("name", but_slow(golden_runs.RUNS, "resnet"))
 def test_losses_are_golden(name: str, tmp_path: Path) -> None:
     path = update_golden.GOLDEN / "losses" / f"{name}.json"
     golden = json.loads(path.read_text("utf-8"))

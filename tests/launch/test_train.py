@@ -50,7 +50,11 @@ def test_running_again_is_done_at_once_and_changes_nothing(
 
 @pytest.mark.parametrize(
     "mesh",
-    [{"fsdp": 4, "tensor": 2}, {"tensor": 8}, {"pipe": 2, "microbatches": 2, "schedule": "1f1b"}],
+    [
+        {"fsdp": 4, "tensor": 2},
+        pytest.param({"tensor": 8}, marks=pytest.mark.slow),
+        {"pipe": 2, "microbatches": 2, "schedule": "1f1b"},
+    ],
 )
 def test_losses_do_not_depend_on_the_mesh(
     finished: Path, tmp_path: Path, mesh: dict[str, int | str]
@@ -60,24 +64,35 @@ def test_losses_do_not_depend_on_the_mesh(
     assert runs.relative(runs.curve(tmp_path / "other"), runs.curve(finished)) < 1e-5
 
 
+@pytest.fixture
+def fast_environment(user_environment: dict[str, str]) -> dict[str, str]:
+    return {**user_environment, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+
+
 def test_a_killed_run_ends_bitwise_as_one_that_was_not(
-    tmp_path: Path, user_environment: dict[str, str]
+    tmp_path: Path, fast_environment: dict[str, str]
 ) -> None:
-    user_environment = {**user_environment, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # for speed
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    done = runs.command("train", *runs.arguments(straight), environment=user_environment)
+    done = runs.command("train", *runs.arguments(straight), environment=fast_environment)
     assert done.returncode == 0, done.stderr
     killed = runs.command(
-        "train", *runs.arguments(broken), environment={**user_environment, "FAULT": "kill@5"}
+        "train", *runs.arguments(broken), environment={**fast_environment, "FAULT": "kill@5"}
     )
     assert killed.returncode == -signal.SIGKILL
-    again = runs.command("train", *runs.arguments(broken), environment=user_environment)
+    again = runs.command("train", *runs.arguments(broken), environment=fast_environment)
     assert again.returncode == 0, again.stderr
     assert "going on from step" in again.stdout
     assert runs.digests(broken) == runs.digests(straight)
     assert runs.curve(broken) == runs.curve(straight)
 
-    # One device's checkpoint goes on, on other meshes, with the losses of one device.
+
+@pytest.mark.slow
+def test_a_checkpoint_of_one_device_goes_on_on_other_meshes(
+    tmp_path: Path, fast_environment: dict[str, str]
+) -> None:
+    straight = tmp_path / "straight"
+    done = runs.command("train", *runs.arguments(straight), environment=fast_environment)
+    assert done.returncode == 0, done.stderr
     longer = {"train__steps": 9}
     reference = None
     for mesh in (
@@ -88,7 +103,7 @@ def test_a_killed_run_ends_bitwise_as_one_that_was_not(
         workdir = tmp_path / f"mesh{len(mesh)}"
         _copy(straight, workdir)
         done = runs.command(
-            "train", *runs.arguments(workdir, **longer), *mesh, environment=user_environment
+            "train", *runs.arguments(workdir, **longer), *mesh, environment=fast_environment
         )
         assert done.returncode == 0, done.stderr
         losses = {s: v for s, v in runs.curve(workdir).items() if s > 6}

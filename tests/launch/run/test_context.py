@@ -15,6 +15,7 @@ from launch.run.build import Run, build
 from launch.run.decode import Sampling
 from launch.run.state import initial_state
 from tests.launch import runs
+from tests.marks import but_slow
 
 
 def built(experiment: str = "bytes_gpt", devices: int = 8, **overrides: Any) -> Run:
@@ -58,7 +59,7 @@ def test_what_cannot_be_split_is_refused(
         built(experiment, **overrides)
 
 
-@pytest.mark.parametrize("attention", ["ring", "ulysses", "gather"])
+@pytest.mark.parametrize("attention", but_slow(("ring", "ulysses", "gather"), "ulysses", "gather"))
 def test_losses_are_those_of_other_meshes(
     attention: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -180,7 +180,6 @@ PIPED = {"pipe": 2, "context": 2, "tensor": 2}
     [
         ("masked_token", MODERN, ALL, {}),
         ("masked_token", PAIRS, PIPED, {}),
-        ("classify", FIRST, ALL, {}),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
@@ -196,6 +195,7 @@ PIPED = {"pipe": 2, "context": 2, "tensor": 2}
                 ("replaced_token", ELECTRA, {"expert": 2, "tensor": 4}, {}),
                 ("classify", CLASSES, ALL, {}),
                 ("classify", FIRST, PIPED, {}),
+                ("classify", FIRST, ALL, {}),
             )
         ),
     ],

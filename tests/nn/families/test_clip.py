@@ -117,10 +117,11 @@ def settled(gradients: Any) -> Any:
     ("mesh", "rules"),
     [
         ({"pipe": 2, "context": 2, "tensor": 2}, {"microbatches": 2}),
-        pytest.param({"fsdp": 2, "context": 4}, {"attention": "ulysses"}, marks=pytest.mark.slow),
+        ({"fsdp": 2, "context": 4}, {"attention": "ulysses"}),
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_siglip_on_meshes(mesh: dict[str, int], rules: dict[str, Any]) -> None:
     want = cases.measure("clip", SIGLIP, {})
     got = cases.measure("clip", SIGLIP, mesh, Rules(sequence_parallel=True, **rules))

@@ -14,6 +14,7 @@ from nn import parallel
 from nn.families import seq2seq_transformer
 from nn.families.seq2seq_transformer import PRESETS, Config, Model
 from tests import parallel_cases as cases
+from tests.marks import but_slow
 from tests.test_families import parameter_count
 
 TINY = seq2seq_transformer.tiny()
@@ -68,7 +69,7 @@ def test_the_original_has_the_size_of_other_implementations(preset: str, body: i
     assert parameter_count(seq2seq_transformer, config) - table == body
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", but_slow(CONFIGS, "original"))
 def test_padding_is_not_seen_and_targets_only_backwards(name: str) -> None:
     config = CONFIGS[name]
     apply, params = jax.jit(Model(config).apply), initial(config)
@@ -87,7 +88,7 @@ def test_padding_is_not_seen_and_targets_only_backwards(name: str) -> None:
     np.testing.assert_allclose(alone, logits[2:, :1], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", but_slow(CONFIGS, "original"))
 def test_cached_decoding_equals_the_full_pass(name: str) -> None:
     """The memory is given once, and its keys and values are recalled."""
     config = CONFIGS[name]

@@ -13,6 +13,7 @@ import pytest
 from nn import parallel
 from nn.families import transformer
 from nn.families.transformer import Config, Model
+from tests.marks import but_slow
 
 TINY = transformer.tiny()
 LLAMA = dataclasses.replace(
@@ -74,7 +75,7 @@ def test_unrolling_and_recomputation_change_nothing(field: dict[str, Any]) -> No
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", but_slow(CONFIGS, "experts"))
 def test_cached_decoding_equals_the_full_pass(name: str) -> None:
     config = CONFIGS[name]
     tokens = jax.random.randint(jax.random.key(1), (3, 12), 0, config.vocab_size)
@@ -95,7 +96,7 @@ def test_cached_decoding_equals_the_full_pass(name: str) -> None:
     np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), full, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", ["window", "gemma"])
+@pytest.mark.parametrize("name", but_slow(("window", "gemma"), "window"))
 def test_a_window_keeps_no_more_than_it_needs(name: str) -> None:
     """Two tokens at a time, after prompts of 1, 4 and 9 tokens that are padded to 9."""
     config = CONFIGS[name]
@@ -120,7 +121,7 @@ def test_a_window_keeps_no_more_than_it_needs(name: str) -> None:
         np.testing.assert_allclose(logits, wanted, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", but_slow(CONFIGS, "gpt"))
 def test_packed_documents_do_not_see_each_other(name: str) -> None:
     config = CONFIGS[name]
     tokens = jax.random.randint(jax.random.key(1), (1, 12), 0, config.vocab_size)

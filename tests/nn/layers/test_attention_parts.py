@@ -64,6 +64,7 @@ def test_parts_multiply_less(length: int, left: float) -> None:
     assert parts.total == left * whole.total
 
 
+@pytest.mark.slow
 def test_long_rows_on_a_mesh() -> None:
     """The rows of the shared cases are too short to be cut."""
     config = cases.family("transformer").Config(

@@ -12,11 +12,14 @@ import pytest
 
 from nn import parallel
 from tests import parallel_cases as cases
+from tests.marks import but_slow
 
 TOLERANCE = 1e-5
 
 
-@pytest.mark.parametrize("name", cases.family_names())
+@pytest.mark.parametrize(
+    "name", but_slow(cases.family_names(), "clip", "seq2seq_transformer", "whisper")
+)
 def test_the_mesh_of_ones_is_bitwise_the_plain_program(name: str) -> None:
     config = cases.family(name).tiny()
     rule = cases.make_rule(name, config, {}, parallel.Rules())
@@ -65,7 +68,10 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    but_slow(VARIANTS, "replicated mlp and vocabulary", "fsdp along heads, mlp and vocabulary"),
+)
 def test_transformer_variants(variant: str) -> None:
     config, rules, sequence, accumulate = VARIANTS[variant]
     table = parallel.parse_rules(rules, sequence)

@@ -24,6 +24,7 @@ from nn.objectives import next_token
 from nn.parallel import schedule
 from nn.parallel.collectives import pmean
 from tests import parallel_cases as cases
+from tests.marks import but_slow
 
 TOLERANCE = 1e-5
 PLANS = [
@@ -165,9 +166,7 @@ class Weighed(block.Block):
         return carry, {"loss": 10 * pmean(square, axes), "size": pmean(size, axes)}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("gpipe", marks=pytest.mark.slow), "interleaved", "1f1b"]
-)
+@pytest.mark.parametrize("name", but_slow(("gpipe", "interleaved", "1f1b"), "gpipe", "interleaved"))
 def test_what_blocks_add_to_the_loss(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = one_device(GPT, 1)
     monkeypatch.setattr(block, "Block", Weighed)

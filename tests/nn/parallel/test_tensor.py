@@ -17,6 +17,7 @@ from nn import parallel
 from nn.families import transformer
 from nn.objectives import next_token
 from tests import parallel_cases as cases
+from tests.marks import but_slow
 
 TOLERANCE = 1e-5
 TINY = transformer.tiny()
@@ -34,9 +35,9 @@ slow = pytest.mark.slow
 CASES = [
     ("2 of 8 heads", {"tensor": 4}, True, 1),
     ("2 of 8 heads", {"tensor": 8}, False, 1),
-    ("3 of 12 heads", {"tensor": 4}, True, 1),
     ("97 tokens", {"tensor": 8}, True, 2),
-    ("97 tokens, untied", {"fsdp": 2, "tensor": 4}, False, 4),
+    pytest.param("3 of 12 heads", {"tensor": 4}, True, 1, marks=slow),
+    pytest.param("97 tokens, untied", {"fsdp": 2, "tensor": 4}, False, 4, marks=slow),
     pytest.param("2 of 8 heads", {"tensor": 4}, False, 1, marks=slow),
     pytest.param("2 of 8 heads", {"tensor": 8}, True, 1, marks=slow),
     pytest.param("3 of 12 heads", {"tensor": 4}, False, 1, marks=slow),
@@ -79,7 +80,7 @@ def test_what_does_not_divide(
     cases.assert_same(result, reference)
 
 
-@pytest.mark.parametrize("name", ["2 of 8 heads", "97 tokens, untied"])
+@pytest.mark.parametrize("name", but_slow(("2 of 8 heads", "97 tokens, untied"), "2 of 8 heads"))
 def test_generation_on_a_mesh_is_that_of_one_device(name: str) -> None:
     """With a cache of which every shard keeps the heads that its queries look at."""
     prompts, lengths = np.zeros((2, 5), np.int32), np.asarray([5, 2], np.int32)
@@ -112,7 +113,9 @@ def channels(name: str) -> cases.Result:
     return cases.measure(name, CHANNELS[name], {})
 
 
-@pytest.mark.parametrize("sizes", [{"tensor": 8}, {"fsdp": 2, "tensor": 4}])
+@pytest.mark.parametrize(
+    "sizes", [pytest.param({"tensor": 8}, marks=pytest.mark.slow), {"fsdp": 2, "tensor": 4}]
+)
 @pytest.mark.parametrize("name", CHANNELS)
 def test_channels_are_split(name: str, sizes: dict[str, int]) -> None:
     reference, result = channels(name), cases.measure(name, CHANNELS[name], sizes)

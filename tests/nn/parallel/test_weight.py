@@ -96,6 +96,7 @@ def test_parameters_of_low_precision_are_summed_in_float32(
     assert {c.dtype for c in summed} == {"float32"}
 
 
+@pytest.mark.slow
 def test_a_float32_reduction_is_nearer_to_float32_gradients() -> None:
     errors = {}
     for dtype, reduce in (("float32", "float32"), ("bfloat16", "float32"), ("bfloat16",) * 2):
