@@ -1,0 +1,1 @@
+"""Scaling laws: fits, intervals, forecasts (numpy and scipy in float64; no accelerator is touched)."""
