@@ -1,1 +1,1 @@
-"""Scaling laws: fits, intervals, forecasts (numpy and scipy in float64; no accelerator is touched)."""
+"""Scaling laws: fits, intervals, forecasts, in float64 with numpy and scipy alone."""

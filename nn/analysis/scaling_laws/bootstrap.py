@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from nn.analysis.scaling_laws.findings import Finding
-from nn.analysis.scaling_laws.optimum import Cost, Optimum, exponents, frontier, optimal
+from nn.analysis.scaling_laws.optimum import Cost, Optimum, exponents, frontier
 from nn.analysis.scaling_laws.parametric import Fit
 from nn.analysis.scaling_laws.solve import Problems, solve
-from nn.analysis.scaling_laws.table import Array
+from nn.analysis.scaling_laws.table import Array, Labels, Mask
 
 TOLERANCE = 1e-8  # of a refit: far below the spread between resamples
 
@@ -53,10 +53,10 @@ def percentiles(draws: Array, level: float = 0.95) -> tuple[Array, Array]:
 
 
 def resample_weights(
-    clusters: Array, resamples: int, rng: np.random.Generator, within: Array | None = None
+    clusters: Labels, resamples: int, rng: np.random.Generator, within: Mask | None = None
 ) -> Array:
     """(S, I): how often each row is drawn. `clusters`: (I,) labels; `within`: (I,) rows to draw."""
-    rows = np.ones(len(clusters), bool) if within is None else within.astype(bool)
+    rows = np.ones(len(clusters), bool) if within is None else within
     labels, index = np.unique(clusters[rows], return_inverse=True)
     counts = rng.multinomial(len(labels), np.full(len(labels), 1 / len(labels)), resamples)
     weights = np.zeros((resamples, len(clusters)))
@@ -165,15 +165,9 @@ def bootstrap(fit: Fit, resamples: int = 4000, *, cluster: str = "", seed: int =
     return Bootstrap(fit, refit(fit, weights))
 
 
-def _labels(fit: Fit, cluster: str) -> Array:
+def _labels(fit: Fit, cluster: str) -> Labels:
     if cluster in ("N", "D", "C"):
         values = fit.view.column(cluster)
     else:
         values = fit.view.table.columns[cluster]
     return np.unique(values, return_inverse=True)[1].reshape(-1)
-
-
-def target(fit: Fit, boot: Bootstrap, C: float, level: float = 0.8) -> tuple[float, float, float]:
-    """N* of a target budget with its interval: what a stop rule asks (within a factor of 1.5)."""
-    low, high = percentiles(boot.frontier(np.asarray([C])).N[:, 0], level)
-    return float(optimal(fit, C=C).N[0]), float(low), float(high)

@@ -18,11 +18,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from nn.analysis.scaling_laws.forms import Chinchilla, column, log_sum_exp
+from nn.analysis.scaling_laws.forms import Form, column, log_sum_exp
 from nn.analysis.scaling_laws.table import Array
 
 
-class Repeated(Chinchilla):
+class Repeated(Form):
     """L = E + A N'^-alpha + B D'^-beta with the effective N' and D' of repeated data."""
 
     name = "repeated"
@@ -76,7 +76,15 @@ class Repeated(Chinchilla):
         middle = [floor + np.log(0.25) + 0.3 * float(np.mean(x)) for x in x_KI[:2]]
         coefficients = [[m - 1.0, m + 1.0] for m in middle]
         repeats = [float(np.log(5.0)), float(np.log(20.0))]
-        return [[floor - 0.5], coefficients[0], exponents, coefficients[1], exponents, repeats, repeats]
+        return [
+            [floor - 0.5],
+            coefficients[0],
+            exponents,
+            coefficients[1],
+            exponents,
+            repeats,
+            repeats,
+        ]
 
     def bounds(self, log_loss: Array) -> tuple[Array, Array]:
         low, high = super().bounds(log_loss)
@@ -93,7 +101,7 @@ def _saturating(repeats: Array, half: Array) -> tuple[Array, Array, Array]:
     return np.log(whole), decay / whole, (half * -np.expm1(-ratio) - repeats * decay) / whole
 
 
-class Precision(Chinchilla):
+class Precision(Form):
     """L = E + A N'^-alpha + B D^-beta with the parameters N' that low precision leaves."""
 
     name = "precision"

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Decoder:
-    """The shape of a dense decoder with multi-head attention and a two-matrix feed-forward block."""
+    """The shape of a dense decoder with multi-head attention, one block after another."""
 
     layers: int
     d_model: int
@@ -75,7 +75,9 @@ TABLE_A4 = {
 }
 
 
-def appendix_f(shape: Decoder, sequence: int, *, embedding: bool = False, head: bool = False) -> int:
+def appendix_f(
+    shape: Decoder, sequence: int, *, embedding: bool = False, head: bool = False
+) -> int:
     """Training FLOPs of one sequence by the list above, optionally with embedding and logits."""
     s, d, kh = sequence, shape.d_model, shape.d_attention
     attention = 6 * s * d * kh + 2 * s * s * kh + 3 * shape.n_heads * s * s

@@ -1,9 +1,9 @@
 """What a law says: ln L and its derivatives, for many sets of parameters at once.
 
-    chinchilla        L = E + A N^-alpha + B D^-beta                       Hoffmann et al. 2022
-    shared_exponent   the same with alpha = beta                           Muennighoff et al. 2023
-    power             L = E + A C^-alpha: the loss of optimal runs         Kaplan 2020, with an offset
-    kaplan            L = [(N_c/N)^(alpha_N/alpha_D) + D_c/D]^alpha_D      Kaplan et al. 2020, eq. 1.5
+    chinchilla        L = E + A N^-alpha + B D^-beta                  Hoffmann et al. 2022
+    shared_exponent   the same with alpha = beta                      Muennighoff et al. 2023
+    power             L = E + A C^-alpha: the loss of optimal runs    Kaplan 2020, with an offset
+    kaplan            L = [(N_c/N)^(alpha_N/alpha_D) + D_c/D]^alpha_D Kaplan et al. 2020, eq. 1.5
     repeated, precision: `effective.py`     moe, routed: `experts.py`
 
 A form works in coordinates phi in which its parameters are free numbers: coefficients by their
@@ -95,7 +95,7 @@ class Form:
         return np.asarray(values, np.float64)
 
     def loss(self, natural: Mapping[str, float], **columns: float | Array) -> Array:
-        """L, (I,), of runs given by their columns: `Chinchilla().loss(HOFFMANN, N=7e10, D=1.4e12)`."""
+        """L, (I,), of runs by their columns: `Chinchilla().loss(HOFFMANN, N=7e10, D=1.4e12)`."""
         given = np.broadcast_arrays(*(np.atleast_1d(columns[name]) for name in self.columns))
         x_KI = self.features(dict(zip(self.columns, np.asarray(given, np.float64), strict=True)))
         return np.exp(self.value_and_jacobian(self.phi(natural)[None], x_KI)[0][0])

@@ -47,8 +47,8 @@ class Design:
             f"these runs have {self.ratios} distinct ratio{'s' * (self.ratios > 1)} D/N within a "
             f"factor of {self.spread:.3g} (correlation of ln N and ln D: {self.correlation:.3f}): "
             f"N and D do not vary apart, so that A/N^alpha and B/D^beta can not be told from each "
-            f"other, however well the fit looks. Needed: at least {MIN_RATIOS} ratios over a factor "
-            f"of {MIN_SPREAD:g}, such as 5, 20 and 80 tokens per parameter, or an IsoFLOP grid. "
+            f"other, however well the fit looks. Needed: at least {MIN_RATIOS} ratios over a "
+            f"factor of {MIN_SPREAD:g}, such as 5, 20 and 80 tokens per parameter, or IsoFLOP grids. "
             f"Nearest valid choices: form='power' for L(C) along this line, or "
             f"pin={{'B': ..., 'beta': ...}} from elsewhere"
         )
@@ -64,7 +64,7 @@ class Sensitivity:
 
     @classmethod
     def of(cls, jacobian_PI: Array, weights: Array, free_P: Mask) -> Sensitivity:
-        """From the derivatives at the optimum; rank counts singular values above 1e-7 of the top."""
+        """From the derivatives at the optimum; rank: singular values above 1e-7 of the largest."""
         scaled = (jacobian_PI * np.sqrt(weights))[free_P]
         norms = np.linalg.norm(scaled, axis=1, keepdims=True)
         singular = np.linalg.svd(scaled / np.maximum(norms, 1e-300), compute_uv=False)

@@ -1,4 +1,4 @@
-"""From a law to a decision: the best N and D for a budget, the budget for a loss, the price of error.
+"""From a law to a decision: the best N and D of a budget, the budget of a loss, the price of error.
 
 Compute is C = kappa N^(1 + omega) D. The rule of thumb is kappa = 6, omega = 0; `Cost.of` measures
 both from the exact FLOPs of the runs, which is what makes an optimum under a partial count of
@@ -13,7 +13,7 @@ Legend: S sets of parameters, J budgets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,9 +110,8 @@ def _closed(natural: Mapping[str, Array], C_SJ: Array, cost: Cost) -> Array:
     return (ratio + beta * np.log(C_SJ / cost.kappa)) / (alpha + steep)
 
 
-def _golden_section(function: object, low: Array, high: Array) -> Array:
+def _golden_section(function: Callable[[Array], Array], low: Array, high: Array) -> Array:
     """Where a function of arrays is least between low and high, element by element."""
-    assert callable(function)
     width = high - low
     left, right = high - _GOLDEN * width, low + _GOLDEN * width
     f_left, f_right = function(left), function(right)
@@ -195,7 +194,9 @@ class Deadweight:
         return 1 - self.C_equivalent / self.C
 
 
-def deadweight(fit: Fit, N: float, D: float, cost: Cost | None = None, **fixed: float) -> Deadweight:
+def deadweight(
+    fit: Fit, N: float, D: float, cost: Cost | None = None, **fixed: float
+) -> Deadweight:
     """The price of training N parameters on D tokens instead of the best allocation."""
     cost = cost or Cost.of(fit.view)
     L = float(fit.predict(N=N, D=D, **fixed)[0])

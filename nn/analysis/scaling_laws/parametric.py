@@ -166,7 +166,7 @@ def _problem(
             f"out first, or choose a form that needs less"
         )
     centre = np.zeros(len(features))
-    for row, _, feature in law.shears:
+    for _, _, feature in law.shears:
         centre[feature] = features[feature].mean()
     for row, _, feature in law.shears:
         if row in pins:  # a pinned coefficient stays a coordinate of its own
@@ -203,7 +203,7 @@ def _findings(fit: Fit) -> list[Finding]:
             Finding(
                 "starts",
                 "red" if fit.share < 0.5 else "amber",
-                f"{fit.share:.0%} of {fit.starts} starts reached the best optimum: there are others",
+                f"{fit.share:.0%} of {fit.starts} starts reached the best optimum: there are more",
             )
         )
     if not fit.converged:
@@ -240,8 +240,8 @@ def _bound_findings(fit: Fit) -> list[Finding]:
                 Finding(
                     "E_at_bound",
                     "amber",
-                    f"E = {values['E']:.2g} fell to its bound: these runs show no irreducible loss. "
-                    f"Compare with pin={{'E': 0}} by hold-out",
+                    f"E = {values['E']:.2g} fell to its bound: these runs show no irreducible "
+                    f"loss. Compare with pin={{'E': 0}} by hold-out",
                 )
             )
     p = fit.problem

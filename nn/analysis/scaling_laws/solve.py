@@ -2,8 +2,8 @@
 
     minimise over phi   sum_i w_i H_delta(ln L(phi, x_i) - ln L_i)      Hoffmann et al. 2022, eq. 3
 
-with Huber's H_delta(r) = r^2/2 for |r| < delta, else delta (|r| - delta/2). Bootstrap, leave-one-out,
-hold-out, drop-k, many starts, many noisy tables: all are problems with the same rows but other
+with Huber's H_delta(r) = r^2/2 for |r| < delta, else delta (|r| - delta/2). Bootstrap,
+leave-one-out, hold-out, drop-k, many starts, many noisy tables: all are problems with the same rows but other
 weights, losses, deltas or starts, so all run through `solve`, S problems in step.
 
 delta = 0 is the least absolute deviation, sum_i w_i |r_i|; delta = inf least squares. The sum is
@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nn.analysis.scaling_laws.forms import Form
-from nn.analysis.scaling_laws.table import Array, Mask
+from nn.analysis.scaling_laws.table import Array, Labels, Mask
 
 SMALLEST_DELTA = 1e-7  # stands for 0: changes no parameter in the sixth digit
 MAX_STEPS = 300
@@ -50,7 +50,7 @@ class Problems:
     high_P: Array
     free_P: Mask
 
-    def part(self, chosen: Array | slice) -> Problems:
+    def part(self, chosen: Labels | Mask | slice) -> Problems:
         """Those problems alone; what all share stays shared."""
 
         def of(values: Array) -> Array:
@@ -159,7 +159,7 @@ def _descend(
     return phi_SP, converged, steps
 
 
-def _of(values: Array, chosen: Array) -> Array:
+def _of(values: Array, chosen: Labels | Mask) -> Array:
     return values if len(values) == 1 else values[chosen]
 
 
@@ -199,9 +199,7 @@ class _State:
         shrink = np.minimum(1.0, d / size)
         curvature = problems.weights * ((size < d) + damping[:, None] * shrink)
         gradient = np.matmul(self.jacobian, slope[:, :, None])[:, :, 0]
-        hessian = np.matmul(
-            self.jacobian * curvature[:, None, :], self.jacobian.transpose(0, 2, 1)
-        )
+        hessian = np.matmul(self.jacobian * curvature[:, None, :], self.jacobian.transpose(0, 2, 1))
         diagonal = np.einsum("spp->sp", hessian)
         ridge = _RIDGE * damping[:, None] * diagonal
         at_low = (self.phi <= problems.low_P) & (gradient > 0)

@@ -1,4 +1,4 @@
-"""The runs that a scaling law is fitted to: one row per run, one column per fact, every cut recorded.
+"""The runs that a law is fitted to: one row per run, one column per fact, every cut recorded.
 
 Which parameters count changes the answer: the same runs give N* ~ C^0.37 with all parameters,
 C^0.54 with blocks and head, C^0.70 with blocks alone. A `Table` therefore keeps every count that is
@@ -7,8 +7,8 @@ known, and a fit looks at it through a `View` of one convention.
 Columns (any other column is kept as it is, and may be filtered by):
     N_total, N_nonemb, N_matmul   parameters: all | without embeddings and head | of all matrix
                                   products, the head among them. `N`: counted in a way not told
-    D                             training tokens                C   training FLOPs, exact
-    L                             final loss, nats per token     group   budget that a run belongs to
+    D                             training tokens            C       training FLOPs, exact
+    L                             final loss, nats per token     group   budget of the run
     run, seed, unique_tokens, steps, batch (tokens), lr, warmup (tokens), experts, granularity, ...
 """
 
@@ -27,6 +27,7 @@ from nn import names
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
+Labels = npt.NDArray[np.int64]
 
 # Convention of counting parameters -> its column, in the order of preference.
 CONVENTIONS = {"matmul": "N_matmul", "given": "N", "total": "N_total", "non_embedding": "N_nonemb"}
@@ -57,9 +58,7 @@ class Table:
     excluded: tuple[Excluded, ...] = ()
 
     @classmethod
-    def of(
-        cls, columns: Mapping[str, Sequence[Any] | npt.NDArray[Any]], **called: str
-    ) -> Table:
+    def of(cls, columns: Mapping[str, Sequence[Any] | npt.NDArray[Any]], **called: str) -> Table:
         """A table from columns; `called` says how they name ours: `Table.of(csv, N="params")`.
 
         Rows whose loss or size is missing, not finite or not positive are excluded, with a reason.
@@ -191,7 +190,7 @@ class View:
         own = {"N": self.N, "D": self.D, "C": self.C, "L": self.L}
         return own[name] if name in own else self.table.number(name)
 
-    def budgets(self) -> npt.NDArray[np.int64]:
+    def budgets(self) -> Labels:
         """Number of the budget of each row, (rows,), in the order of rising compute.
 
         The column `group` says it; without one, rows whose FLOPs differ by less than 10 % from
