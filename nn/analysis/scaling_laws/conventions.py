@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from nn.analysis.scaling_laws.bootstrap import Bootstrap, bootstrap
 from nn.analysis.scaling_laws.findings import Finding
 from nn.analysis.scaling_laws.isoflop import IsoFlop, fit_isoflop
 from nn.analysis.scaling_laws.optimum import Cost, exponents
 from nn.analysis.scaling_laws.parametric import Fit, fit_parametric
+from nn.analysis.scaling_laws.resampling import Bootstrap, bootstrap
 from nn.analysis.scaling_laws.table import Table
 
 

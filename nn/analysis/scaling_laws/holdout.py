@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from nn.analysis.scaling_laws.bootstrap import percentiles, refit, resample_weights
 from nn.analysis.scaling_laws.identify import Design
 from nn.analysis.scaling_laws.optimum import Cost, exponents
 from nn.analysis.scaling_laws.parametric import Fit, fit_parametric
+from nn.analysis.scaling_laws.resampling import percentiles, refit, resample_weights
 from nn.analysis.scaling_laws.solve import solve
 from nn.analysis.scaling_laws.table import Array, Mask, Table, View
 
@@ -40,14 +40,14 @@ class HeldOut:
 def leave_future_out(fit: Fit, resamples: int = 200, seed: int = 0) -> list[HeldOut]:
     """Fit every initial stretch of budgets, predict all later ones.
 
-    Stretches that can not hold the law (too few rows, N and D not varying apart) are left out; an
-    empty list means that none could.
+    Stretches that can not hold the law (one budget, too few rows, N and D not varying apart) are
+    left out; an empty list means that none could.
     """
     view, budgets = fit.view, fit.view.budgets()
     compute = np.exp(np.bincount(budgets, np.log(view.C)) / np.bincount(budgets))
     rng = np.random.default_rng(seed)
     rows = []
-    for last in range(budgets.max()):
+    for last in range(1, budgets.max()):
         known = budgets <= last
         if not _holds(fit, known):
             continue

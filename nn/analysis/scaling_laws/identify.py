@@ -48,8 +48,8 @@ class Design:
             f"factor of {self.spread:.3g} (correlation of ln N and ln D: {self.correlation:.3f}): "
             f"N and D do not vary apart, so that A/N^alpha and B/D^beta can not be told from each "
             f"other, however well the fit looks. Needed: at least {MIN_RATIOS} ratios over a "
-            f"factor of {MIN_SPREAD:g}, such as 5, 20 and 80 tokens per parameter, or IsoFLOP grids. "
-            f"Nearest valid choices: form='power' for L(C) along this line, or "
+            f"factor of {MIN_SPREAD:g}, such as 5, 20 and 80 tokens per parameter, or IsoFLOP "
+            f"grids. Nearest valid choices: form='power' for L(C) along this line, or "
             f"pin={{'B': ..., 'beta': ...}} from elsewhere"
         )
 

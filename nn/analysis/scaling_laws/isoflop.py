@@ -21,7 +21,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.interpolate import Akima1DInterpolator
 
-from nn.analysis.scaling_laws.constants import HOFFMANN
 from nn.analysis.scaling_laws.findings import Finding
 from nn.analysis.scaling_laws.optimum import Cost, optimal
 from nn.analysis.scaling_laws.parametric import Fit
@@ -30,6 +29,7 @@ from nn.analysis.scaling_laws.table import Array, Excluded, Labels, Table, View
 MIN_POINTS = 5
 MIN_BESIDE = 2  # points on each side of the vertex
 RESAMPLES = 1000
+CHINCHILLA_SHAPE = (0.34, 0.28)  # alpha and beta of the bias bound, where no fit gives others
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,9 @@ def fit_isoflop(
     draws = np.stack([m.draws for m in minima])  # (budgets, S)
     whole = draws[:, np.isfinite(draws).all(axis=0)]
     slopes = np.polyfit(log_C, whole, 1)[0] if whole.shape[1] > 1 else np.full(2, np.nan)
-    law = parametric.parameters if parametric else HOFFMANN
-    alpha, beta = law.get("alpha", HOFFMANN["alpha"]), law.get("beta", law.get("alpha", 0.0))
+    law = parametric.parameters if parametric else {}
+    alpha = law.get("alpha", CHINCHILLA_SHAPE[0])
+    beta = law.get("beta", law.get("alpha", CHINCHILLA_SHAPE[1]))
     spans, points = [m.span for m in minima], [m.points for m in minima]
     bias = max(abs(parabola_bias(alpha, beta, s, n)) for s, n in zip(spans, points, strict=True))
     return IsoFlop(

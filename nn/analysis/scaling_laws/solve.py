@@ -3,8 +3,8 @@
     minimise over phi   sum_i w_i H_delta(ln L(phi, x_i) - ln L_i)      Hoffmann et al. 2022, eq. 3
 
 with Huber's H_delta(r) = r^2/2 for |r| < delta, else delta (|r| - delta/2). Bootstrap,
-leave-one-out, hold-out, drop-k, many starts, many noisy tables: all are problems with the same rows but other
-weights, losses, deltas or starts, so all run through `solve`, S problems in step.
+leave-one-out, hold-out, drop-k, many starts, many noisy tables: all are problems with the same rows
+but other weights, losses, deltas or starts, so all run through `solve`, S problems in step.
 
 delta = 0 is the least absolute deviation, sum_i w_i |r_i|; delta = inf least squares. The sum is
 never replaced by a mean: with fixed tolerances a mean stops optimisers early (which is how
