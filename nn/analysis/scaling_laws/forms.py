@@ -25,6 +25,7 @@ from nn.analysis.scaling_laws.table import Array
 # nothing to hold on to reaches them.
 EXPONENT = (0.0, 4.0)
 LOGARITHM = (-80.0, 80.0)
+LEAST_E = 1e-4  # of the lowest loss; pin E = 0 for none at all
 
 
 class Form:
@@ -62,12 +63,12 @@ class Form:
         raise NotImplementedError
 
     def bounds(self, log_loss: Array) -> tuple[Array, Array]:
-        """(P,), (P,): lower and upper bounds of phi. E stays above 1e-6 of the lowest loss."""
+        """(P,), (P,): lower and upper bounds of phi. E stays above LEAST_E of the lowest loss."""
         low = [LOGARITHM[0] if p in self.logs else EXPONENT[0] for p in self.parameters]
         high = [LOGARITHM[1] if p in self.logs else EXPONENT[1] for p in self.parameters]
         if "E" in self.parameters:
             e = self.parameters.index("E")
-            low[e], high[e] = log_loss.min() + np.log(1e-6), log_loss.max()
+            low[e], high[e] = log_loss.min() + np.log(LEAST_E), log_loss.max()
         return np.asarray(low), np.asarray(high)
 
     def shear(self, phi_SP: Array, centre_K: Array, sign: float = 1.0) -> Array:

@@ -18,7 +18,7 @@ from nn import names
 from nn.analysis.scaling_laws.effective import Precision, Repeated
 from nn.analysis.scaling_laws.experts import MixtureOfExperts, Routed
 from nn.analysis.scaling_laws.findings import Finding
-from nn.analysis.scaling_laws.forms import Chinchilla, Form, Kaplan, Power, SharedExponent
+from nn.analysis.scaling_laws.forms import LEAST_E, Chinchilla, Form, Kaplan, Power, SharedExponent
 from nn.analysis.scaling_laws.identify import Design, Sensitivity
 from nn.analysis.scaling_laws.solve import Problems, huber, solve
 from nn.analysis.scaling_laws.table import Array, Table, View
@@ -198,7 +198,7 @@ def _findings(fit: Fit) -> list[Finding]:
         found.append(
             Finding("start", "red", "the optimiser returned its start: the fit did not happen")
         )
-    if fit.share < 1:
+    if fit.share < 0.9:
         found.append(
             Finding(
                 "starts",
@@ -235,7 +235,7 @@ def _bound_findings(fit: Fit) -> list[Finding]:
                     f"bend the law there",
                 )
             )
-        elif values["E"] < 1e-4 * lowest:
+        elif values["E"] < 1.01 * LEAST_E * lowest:
             found.append(
                 Finding(
                     "E_at_bound",
