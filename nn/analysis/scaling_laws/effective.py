@@ -47,7 +47,7 @@ class Repeated(Form):
         log_optimal = log_G * (1 + beta / alpha) + beta / alpha * log_U
         limited = log_optimal < log_N
         log_UN = np.where(limited, log_optimal, log_N)
-        excess = np.exp(log_N - log_UN) - 1
+        excess = np.expm1(np.minimum(log_N - log_UN, 100.0))  # e^100 times too many is enough
         gain_N, by_excess, by_r_N = _saturating(excess, np.exp(r_N))
         by_UN = np.where(limited, 1 - by_excess * (1 + excess), 0.0)
         terms = np.empty((3, len(phi_SP), x_KI.shape[-1]))

@@ -208,16 +208,16 @@ class _State:
         hessian = np.matmul(self.jacobian * curvature[:, None, :], self.jacobian.transpose(0, 2, 1))
         diagonal = np.einsum("spp->sp", hessian)
         ridge = _RIDGE * damping[:, None] * diagonal
-        at_low = (self.phi <= problems.low_P) & (gradient > 0)
-        at_high = (self.phi >= problems.high_P) & (gradient < 0)
-        fixed = ~problems.free_P | at_low | at_high
         diagonal += ridge + 1e-14 * diagonal.max(axis=1, keepdims=True) + 1e-290
-        hessian[np.broadcast_to(fixed[:, :, None] | fixed[:, None, :], hessian.shape)] = 0.0
-        diagonal[fixed] = 1.0
+        fixed = np.broadcast_to(~problems.free_P, gradient.shape)
+        low, high = self.phi <= problems.low_P, self.phi >= problems.high_P
+        step = -gradient
+        for _ in range(2):  # what the slope, then what the step pushes out of bounds is held
+            fixed = fixed | (low & (step < 0)) | (high & (step > 0))
+            step = _solve(hessian, np.where(fixed, 0.0, gradient), fixed)
         gradient = np.where(fixed, 0.0, gradient)
-        step = -np.linalg.solve(hessian, gradient[:, :, None])[:, :, 0]
         # A term that a long step makes vanish has no slope to come back by.
-        step = np.clip(step, -_LONGEST, _LONGEST)
+        step *= np.minimum(1.0, _LONGEST / np.abs(step).max(axis=1, keepdims=True).clip(1e-30))
         if (delta < _KINKED).any():
             step *= self._length(problems, step, d)[:, None]
         return step, -(gradient * step).sum(axis=1)
@@ -229,3 +229,10 @@ class _State:
             (problems.weights * huber(self.r + t * change, delta)).sum(axis=1) for t in _LENGTHS
         ]
         return _LENGTHS[np.argmin(values, axis=0)]
+
+
+def _solve(hessian: Array, gradient: Array, fixed: Mask) -> Array:
+    """The step -H^-1 g of the coordinates that are not fixed; the others stay."""
+    across = fixed[:, :, None] | fixed[:, None, :]
+    held = np.where(across, np.eye(fixed.shape[1]), hessian)
+    return -np.linalg.solve(held, gradient[:, :, None])[:, :, 0]
