@@ -122,7 +122,7 @@ class Precision(Form):
         for i in range(3):
             ratio = x_KI[2 + i] / np.exp(column(phi_SP, 5 + i))
             log_N = log_N + np.log(-np.expm1(-ratio))
-            by_gamma.append(-ratio / np.expm1(ratio))
+            by_gamma.append(ratio * np.exp(-ratio) / np.expm1(-ratio))
         terms = np.empty((3, len(phi_SP), x_KI.shape[-1]))
         terms[0] = e
         terms[1] = a - alpha * log_N
@@ -140,5 +140,5 @@ class Precision(Form):
 
     def bounds(self, log_loss: Array) -> tuple[Array, Array]:
         low, high = super().bounds(log_loss)
-        low[5:], high[5:] = np.log(0.05), np.log(50.0)  # e^(32 bits / 0.05) is still a number
+        low[5:], high[5:] = np.log(0.05), np.log(50.0)
         return low, high

@@ -39,7 +39,7 @@ class Envelope:
     N: Array
     D: Array
     L: Array
-    edges: Mask  # (J,): True where the best is the smallest or largest size: not fitted
+    edges: Mask  # (J,): True where the best is the smallest or largest size seen there: not fitted
     a: float
     log_k: float
     b: float
@@ -96,10 +96,14 @@ def fit_envelope(curves: Sequence[Curve], points: int = 1500, width: float = 0.1
     seen = np.isfinite(losses).any(axis=0)
     best, log_C, columns = best[seen], log_C[seen], np.flatnonzero(seen)
     N = sizes[best]
-    edges = (sizes.min() == N) | (sizes.max() == N)
+    there = np.isfinite(losses[:, seen])
+    smallest = np.where(there, sizes[:, None], np.inf).min(axis=0)
+    largest = np.where(there, sizes[:, None], 0.0).max(axis=0)
+    edges = (smallest == N) | (largest == N)
     if (~edges).sum() < 2:
         raise ValueError(
-            "the best size is the smallest or the largest everywhere: train sizes that cross"
+            "the best size is everywhere the smallest or the largest that was trained with as much "
+            "compute: train sizes whose curves cross"
         )
     log_D = tokens[best, columns]
     a, log_k = np.polyfit(log_C[~edges], np.log(N[~edges]), 1)

@@ -8,9 +8,8 @@ Per sequence and forward pass (Hoffmann et al. 2022, arXiv:2203.15556, appendix 
     embedding             2 s V d            logits of the vocabulary  2 s d V
 
 and three times that for a training step (backward = 2 forward). The appendix says that embedding
-and logits are counted, but the ratios exact / 6ND that its table A4 prints come out only without
-them: `appendix_f` leaves them out unless asked. The parameters N of that table count a projection
-of relative positions (Transformer-XL: d x (k h) per layer) and one embedding matrix.
+and logits are counted, but the ratios exact / 6ND of its table A4 come out, to every digit, only
+without them: `appendix_f` leaves them out unless asked. N is `Decoder.n_appendix_f`.
 
 A head that is a matrix product belongs into the exact count (`exact`): at small scale it dominates.
 
@@ -59,9 +58,15 @@ class Decoder:
 
     @property
     def n_appendix_f(self) -> int:
-        """N as table A4 counts it: one embedding, and projections of relative positions."""
-        relative = self.layers * self.d_model * self.d_attention
-        return self.n_nonemb + relative + self.vocabulary * self.d_model
+        """N as table A4 counts it: all that a Transformer-XL with tied embeddings holds.
+
+        Besides the matrices: projections of relative positions and their two biases, biases of the
+        output projection and of the feed-forward block, gains of the norms, a bias of the logits.
+        """
+        d, kh, f = self.d_model, self.d_attention, self.ffw_size
+        per_layer = d * kh + 2 * kh + (d + f + d) + 2 * d
+        ends = self.vocabulary * d + d + self.vocabulary
+        return self.n_nonemb + self.layers * per_layer + ends
 
 
 # The six models of table A4 (shapes from table A9), by their printed size.

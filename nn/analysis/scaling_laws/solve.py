@@ -16,8 +16,8 @@ Step (Levenberg-Marquardt with two curvatures): with J the derivatives of ln L,
 lambda -> 0 is Newton's step on Huber's piecewise quadratic (terms in r psi left out), lambda >= 1
 that of iteratively reweighted least squares, which can not go up but for the curvature of ln L.
 Steps that do go up are refused and lambda is raised; for small deltas the length of the step is
-first searched on residuals that are linear along it, which sees the kinks. A large delta is brought down to the wanted
-one in stages, so that far starts see a smooth objective first.
+first searched on residuals that are linear along it, which sees the kinks. A large delta is brought
+down to the wanted one in stages, so that far starts see a smooth objective first.
 
 Legend: S problems, P parameters, I rows, K features.
 """
@@ -235,4 +235,4 @@ def _solve(hessian: Array, gradient: Array, fixed: Mask) -> Array:
     """The step -H^-1 g of the coordinates that are not fixed; the others stay."""
     across = fixed[:, :, None] | fixed[:, None, :]
     held = np.where(across, np.eye(fixed.shape[1]), hessian)
-    return -np.linalg.solve(held, gradient[:, :, None])[:, :, 0]
+    return np.asarray(-np.linalg.solve(held, gradient[:, :, None])[:, :, 0], np.float64)
