@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from nn.analysis.scaling_laws import Table, fit_isoflop, fit_parametric
 from nn.analysis.scaling_laws.isoflop import parabola_bias
+from nn.analysis.scaling_laws.table import Array
 from tests.nn.analysis.scaling_laws import synthetic
 
 # Exponents -> error of D*(1e24), in per cent, of grids of +-2x, 4x, 8x, 16x (15 points, 1e17-1e21).
@@ -51,11 +53,11 @@ def test_the_bound_covers_the_bias_that_it_bounds() -> None:
     assert [f.code for f in wide.findings if f.code == "parabola_bias"] == ["parabola_bias"]
 
 
-def spoiled(change: object) -> Table:
+def spoiled(change: Callable[[Array, Array], Array]) -> Table:
     """Five budgets, the third changed by a function of its (sorted) sizes and losses."""
     columns = synthetic.isoflops(points=9)
     at = slice(18, 27)
-    columns["L"][at] = change(np.log(columns["N"][at]), columns["L"][at])  # type: ignore[operator]
+    columns["L"][at] = change(np.log(columns["N"][at]), columns["L"][at])
     return Table.of(columns)
 
 
@@ -102,7 +104,7 @@ def test_three_ways_to_the_minimum() -> None:
 
 
 def test_a_minimum_elsewhere_by_the_spline_is_reported() -> None:
-    def dent(n: np.ndarray, L: np.ndarray) -> np.ndarray:
+    def dent(n: Array, L: Array) -> Array:
         return 3.0 + 0.05 * (n - n[4]) ** 2 - 0.2 * (n == n[6])
 
     assert "minimum_differs" in [f.code for f in fit_isoflop(spoiled(dent)).findings]

@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from nn.analysis.scaling_laws import FORMS, Table, fit_parametric
+from nn.analysis.scaling_laws import FORMS, Fit, Table, fit_parametric
 from nn.analysis.scaling_laws.solve import Problems, huber, objective, solve
 from tests.nn.analysis.scaling_laws import synthetic
 from tests.nn.analysis.scaling_laws.test_forms import PUBLISHED, runs
 
 
-def codes(fit: object) -> list[str]:
-    return [finding.code for finding in fit.findings]  # type: ignore[attr-defined]
+def codes(fit: Fit) -> list[str]:
+    return [finding.code for finding in fit.findings]
 
 
 @pytest.mark.parametrize("delta", [1e-3, 0.0, float("inf")])
