@@ -1,10 +1,15 @@
 """Scaling laws: fits, intervals, forecasts, in float64 with numpy and scipy alone.
 
-table       runs, conventions of counting     flops, constants, rules   what was published
-forms, effective, experts   the laws          solve         the one objective and optimiser
-envelope, isoflop, parametric                 approaches 1, 2 and 3 of Hoffmann et al. 2022
-resampling, holdout, identify, conventions, tuning           how far to believe them
-optimum     N*, D*, L* of a budget            annealing, noise_scale      within one run
+In the order to read them:
+    table                                     runs, and conventions of counting parameters
+    flops, constants, rules                   what is counted, and what was published
+    forms, effective, experts                 the laws
+    solve                                     the one objective and the one optimiser
+    envelope, isoflop, parametric             approaches 1, 2 and 3 of Hoffmann et al. 2022
+    optimum                                   N*, D*, L* of a budget, the price of another choice
+    identify, resampling, holdout, conventions, tuning, findings    how far to believe it all
+    forecasts                                 runs to come, and when to stop planning
+    annealing, noise_scale                    within one run
 """
 
 from nn.analysis.scaling_laws.conventions import agreement as agreement
@@ -12,6 +17,9 @@ from nn.analysis.scaling_laws.conventions import side_by_side as side_by_side
 from nn.analysis.scaling_laws.envelope import Curve as Curve
 from nn.analysis.scaling_laws.envelope import fit_envelope as fit_envelope
 from nn.analysis.scaling_laws.findings import Finding as Finding
+from nn.analysis.scaling_laws.forecasts import allocation as allocation
+from nn.analysis.scaling_laws.forecasts import forecast as forecast
+from nn.analysis.scaling_laws.forecasts import may_stop as may_stop
 from nn.analysis.scaling_laws.holdout import choose as choose
 from nn.analysis.scaling_laws.holdout import delta_sweep as delta_sweep
 from nn.analysis.scaling_laws.holdout import drop_k as drop_k

@@ -144,7 +144,7 @@ def optimal(
     C: float | None = None,
     L: float | None = None,
     cost: Cost | None = None,
-    **fixed: float,
+    fixed: Mapping[str, float] | None = None,
 ) -> Optimum:
     """The best allocation of C FLOPs, or the least FLOPs that reach the loss L; fields are (1,).
 
@@ -154,13 +154,15 @@ def optimal(
     if (C is None) == (L is None):
         raise ValueError(f"give the budget C or the loss L, one of them: C = {C}, L = {L}")
     cost = cost or Cost.of(fit.view)
-    budget = float(C) if C is not None else compute_for(fit, float(L or 0.0), cost, **fixed)
+    budget = float(C) if C is not None else compute_for(fit, float(L or 0.0), cost, fixed)
     phi = fit.uncentred(fit.phi_P)[None]
     best = frontier(fit.form, phi, np.asarray([budget]), cost, fixed)
     return Optimum(best.C[0], best.N[0], best.D[0], best.L[0])
 
 
-def compute_for(fit: Fit, L: float, cost: Cost | None = None, **fixed: float) -> float:
+def compute_for(
+    fit: Fit, L: float, cost: Cost | None = None, fixed: Mapping[str, float] | None = None
+) -> float:
     """The least FLOPs with which the law reaches a loss, by bisection of ln C."""
     cost = cost or Cost.of(fit.view)
     phi = fit.uncentred(fit.phi_P)[None]
@@ -195,24 +197,32 @@ class Deadweight:
 
 
 def deadweight(
-    fit: Fit, N: float, D: float, cost: Cost | None = None, **fixed: float
+    fit: Fit,
+    N: float,
+    D: float,
+    cost: Cost | None = None,
+    fixed: Mapping[str, float] | None = None,
 ) -> Deadweight:
     """The price of training N parameters on D tokens instead of the best allocation."""
     cost = cost or Cost.of(fit.view)
-    L = float(fit.predict(N=N, D=D, **fixed)[0])
+    L = float(fit.predict(N=N, D=D, **(fixed or {}))[0])
     C = float(cost.flops(np.asarray(N), np.asarray(D)))
-    best = float(optimal(fit, C=C, cost=cost, **fixed).L[0])
+    best = float(optimal(fit, C=C, cost=cost, fixed=fixed).L[0])
     # At the optimum itself rounding may put L below the best loss.
-    return Deadweight(L, C, C if best >= L else compute_for(fit, L, cost, **fixed))
+    return Deadweight(L, C, C if best >= L else compute_for(fit, L, cost, fixed))
 
 
 def best_of(
-    fit: Fit, N: Array, flops_per_token: Array, C: float, **fixed: float
+    fit: Fit,
+    N: Array,
+    flops_per_token: Array,
+    C: float,
+    fixed: Mapping[str, float] | None = None,
 ) -> tuple[int, Array]:
     """Among the models that can be built: the index of the best for a budget, and all losses.
 
     With exact FLOPs per token of each model (J,): no formula for C is assumed.
     """
     D = C / np.asarray(flops_per_token, np.float64)
-    L = fit.predict(N=np.asarray(N, np.float64), D=D, **fixed)
+    L = fit.predict(N=np.asarray(N, np.float64), D=D, **(fixed or {}))
     return int(np.argmin(L)), L

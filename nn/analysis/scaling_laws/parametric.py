@@ -10,7 +10,8 @@ answers to different questions, so the report says which. Legend as in `solve.py
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -79,6 +80,32 @@ class Fit:
         """ln L (fitted) - ln L (run), (I,)."""
         value = self.form.value_and_jacobian(self.phi_P[None], self.problem.x_KI)[0][0]
         return value - self.problem.log_loss[0]
+
+    @property
+    def design(self) -> Design:
+        """How N and D of the runs lie to each other."""
+        return Design.of(self.view)
+
+    def report(self) -> dict[str, Any]:
+        """All of it in plain numbers and words at full precision, to be written as JSON."""
+        return {
+            "form": self.form.name,
+            "equation": self.form.equation,
+            "convention": self.view.convention,
+            "rows": len(self.view),
+            "excluded": [asdict(run) for run in self.view.table.excluded],
+            "parameters": self.parameters,
+            "pins": dict(self.pins),
+            "delta": self.delta,
+            "objective": self.objective,
+            "starts": self.starts,
+            "share_at_optimum": self.share,
+            "moved": self.moved,
+            "converged": self.converged,
+            "design": asdict(self.design),
+            "sensitivity": asdict(self.sensitivity),
+            "findings": [asdict(finding) for finding in self.findings],
+        }
 
     def predict(self, **columns: float | Array) -> Array:
         """L, (I,), of runs given by the columns of the form: `fit.predict(N=1e9, D=2e10)`."""

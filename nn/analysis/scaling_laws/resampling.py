@@ -98,7 +98,11 @@ class Bootstrap:
         return {name: Interval.of(best[name], d, level) for name, d in self.draws.items()}
 
     def optimum(
-        self, C: float, level: float = 0.95, cost: Cost | None = None, **fixed: float
+        self,
+        C: float,
+        level: float = 0.95,
+        cost: Cost | None = None,
+        fixed: Mapping[str, float] | None = None,
     ) -> dict[str, Interval]:
         """Intervals for the exponents a and b and for N*, D* and L* of a budget."""
         cost = cost or Cost.of(self.fit.view)
@@ -109,9 +113,13 @@ class Bootstrap:
         return {name: Interval.of(float(v[0]), v[1:], level) for name, v in values.items()}
 
     def predict(
-        self, level: float = 0.95, noise: bool = True, seed: int = 0, **columns: float | Array
+        self,
+        columns: Mapping[str, float | Array],
+        level: float = 0.95,
+        noise: bool = True,
+        seed: int = 0,
     ) -> tuple[Array, Array, Array]:
-        """Loss of runs with its interval: estimate, low, high, each (J,).
+        """Loss of runs, by the form's columns, with its interval: estimate, low, high, each (J,).
 
         `noise`: add residuals of the fit, drawn with replacement and widened by sqrt(I / (I - P)):
         the interval of a run that is trained. Without: that of the law alone.

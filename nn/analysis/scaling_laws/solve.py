@@ -24,7 +24,7 @@ Legend: S problems, P parameters, I rows, K features.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -55,19 +55,11 @@ class Problems:
 
     def part(self, chosen: Labels | Mask | slice) -> Problems:
         """Those problems alone; what all share stays shared."""
-
-        def of(values: Array) -> Array:
-            return values if len(values) == 1 else values[chosen]
-
-        return Problems(
-            self.form,
-            self.x_KI,
-            of(self.log_loss),
-            of(self.weights),
-            of(self.delta),
-            self.low_P,
-            self.high_P,
-            self.free_P,
+        return replace(
+            self,
+            log_loss=_of(self.log_loss, chosen),
+            weights=_of(self.weights, chosen),
+            delta=_of(self.delta, chosen),
         )
 
 
@@ -165,7 +157,7 @@ def _descend(
     return phi_SP, converged, steps
 
 
-def _of(values: Array, chosen: Labels | Mask) -> Array:
+def _of(values: Array, chosen: Labels | Mask | slice) -> Array:
     return values if len(values) == 1 else values[chosen]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -94,8 +95,14 @@ def test_pins_hold_and_the_rest_is_fitted() -> None:
 
 def test_tokens_proportional_to_parameters_are_refused() -> None:
     N = np.geomspace(1e7, 1e10, 30)
-    for ratios in ([20.0], [20.0, 21.0], [20.0, 20.5, 30.0], [20.0, 24.0, 30.0, 36.0]):
-        D = N * np.resize(ratios, 30)
+    for ratios in (
+        [20.0],
+        [20.0, 21.0],
+        [10.0, 40.0],
+        [20.0, 20.5, 30.0],
+        [20.0, 24.0, 30.0, 36.0],
+    ):
+        D = N * np.resize(np.asarray(ratios, np.float64), 30)
         table = Table.of({"N": N, "D": D, "L": FORMS["chinchilla"].loss(synthetic.LAW, N=N, D=D)})
         with pytest.raises(ValueError, match="N and D do not vary apart.*form='power'"):
             fit_parametric(table)
@@ -135,6 +142,35 @@ def test_a_fit_that_is_its_start_is_flagged() -> None:
     again = fit_parametric(table, start=best.parameters)
     assert not again.moved and "start" in codes(again)
     assert fit_parametric(table, start=synthetic.LAW).moved
+
+
+@pytest.mark.parametrize("seed", [3, 17])
+def test_starts_that_end_elsewhere_are_counted(seed: int) -> None:
+    """A dozen runs with 5 % noise and the absolute deviation: more than one optimum."""
+    table = synthetic.noisy(synthetic.scattered(12, seed), 0.05, seed)
+    fit = fit_parametric(table, "kaplan", delta=0.0)
+    assert fit.share < 0.9 and "starts" in codes(fit)
+    ends = solve(fit.problem, fit.form.starts(fit.problem.x_KI, fit.problem.log_loss[0])).objective
+    assert fit.objective == ends.min()
+    assert fit.share == pytest.approx((ends < ends.min() * 1.000001).mean())
+
+
+def test_parameters_that_no_run_tells_apart_are_flagged() -> None:
+    """All experts of one granularity: A and g / G^gamma are one number."""
+    columns = {**runs("moe", 60), "granularity": np.full(60, 4.0)}
+    table = Table.of({**columns, "L": FORMS["moe"].loss(PUBLISHED["moe"], **columns)})
+    (finding,) = [f for f in fit_parametric(table, "moe").findings if f.code == "rank"]
+    assert finding.severity == "red" and "5 of 7 parameters" in finding.message
+
+
+def test_a_report_is_plain_and_complete() -> None:
+    table = synthetic.noisy(synthetic.scattered(60, 1), 0.01).filter("N >= 1e8")
+    fit = fit_parametric(table, pin={"E": 1.69})
+    report = json.loads(json.dumps(fit.report()))
+    assert report["parameters"] == fit.parameters and report["pins"] == {"E": 1.69}
+    assert report["rows"] + len(report["excluded"]) == 60
+    assert report["excluded"][0]["reason"] == "not N >= 1e8"
+    assert report["design"]["ratios"] > 3 and report["sensitivity"]["rank"] == 4
 
 
 def test_too_few_rows_and_unknown_forms() -> None:

@@ -52,11 +52,11 @@ def test_prediction_intervals_need_the_scatter_of_runs() -> None:
         new = synthetic.scattered(100, 100 + seed)
         L = synthetic.noisy(new, 0.01, 200 + seed).number("L")
         for noise, shares in inside.items():
-            _, low, high = boot.predict(noise=noise, N=new["N"], D=new["D"])
+            _, low, high = boot.predict({"N": new["N"], "D": new["D"]}, noise=noise)
             shares.append(float(((low <= L) & (high >= L)).mean()))
     assert 0.90 <= np.mean(inside[True]) <= 0.98
     assert np.mean(inside[False]) < 0.6
-    estimate, low, high = boot.predict(N=1e10, D=1e12)
+    estimate, low, high = boot.predict({"N": 1e10, "D": 1e12})
     assert low < estimate < high and estimate == fit.predict(N=1e10, D=1e12)
 
 
