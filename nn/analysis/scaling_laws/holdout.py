@@ -21,7 +21,9 @@ from nn.analysis.scaling_laws.optimum import Cost, exponents
 from nn.analysis.scaling_laws.parametric import Fit, fit_parametric
 from nn.analysis.scaling_laws.resampling import percentiles, refit, resample_weights
 from nn.analysis.scaling_laws.solve import solve
-from nn.analysis.scaling_laws.table import Array, Mask, Table, View
+from nn.analysis.scaling_laws.table import Array, Labels, Mask, Table, View
+
+MAX_STAGES = 12
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def leave_future_out(fit: Fit, resamples: int = 200, seed: int = 0) -> list[Held
     Stretches that can not hold the law (one budget, too few rows, N and D not varying apart) are
     left out; an empty list means that none could.
     """
-    view, budgets = fit.view, fit.view.budgets()
+    view, budgets = fit.view, stages(fit.view)
     compute = np.exp(np.bincount(budgets, np.log(view.C)) / np.bincount(budgets))
     rng = np.random.default_rng(seed)
     rows = []
@@ -76,6 +78,19 @@ def leave_future_out(fit: Fit, resamples: int = 200, seed: int = 0) -> list[Held
                 )
             )
     return rows
+
+
+def stages(view: View) -> Labels:
+    """Budgets of a table, (I,), in rising order; many single ones joined to MAX_STAGES of them.
+
+    A table of scattered runs has as many budgets as rows: neighbours are joined into stages of
+    equally many rows.
+    """
+    budgets = view.budgets()
+    if budgets.max() < MAX_STAGES:
+        return budgets
+    rank = np.argsort(np.argsort(view.C, kind="stable"), kind="stable")
+    return rank * MAX_STAGES // len(view)
 
 
 def _holds(fit: Fit, known: Mask) -> bool:

@@ -67,7 +67,8 @@ def test_stop_rules(boot: Bootstrap) -> None:
     assert not may_stop(loose, bad, target).stop
     assert may_stop(loose, bad, target, sigma=0.007).stop  # 1.3 % is within twice the noise
     assert not may_stop(loose, good[-1:], target).stop  # twice running, not once
-    assert "N* within a factor of 1.7" in may_stop(looser, good, target).reason
+    too_loose = may_stop(looser, good, target)
+    assert not too_loose.stop and "N* within a factor of 1.7" in too_loose.reason
     # Errors of a real table: the nearest budget of the last two stretches.
     rows = leave_future_out(loose.fit, resamples=2)
     errors = [r.error for r in rows if r.C / r.trained_to < 11][-2:]

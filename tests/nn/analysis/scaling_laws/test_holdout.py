@@ -43,6 +43,13 @@ def test_coverage_of_held_out_runs_is_measured() -> None:
     assert all(r.rows == 11 and abs(r.error) < 0.05 for r in rows)
 
 
+def test_scattered_runs_are_held_out_in_a_dozen_stages() -> None:
+    fit = fit_parametric(synthetic.noisy(synthetic.scattered(120, 0), 0.005))
+    rows = leave_future_out(fit, resamples=5)
+    assert {r.rows for r in rows} == {10}
+    assert len({r.C for r in rows}) == 10 and all(r.trained_to < r.C for r in rows)
+
+
 def test_nothing_is_held_out_of_one_design() -> None:
     """Two budgets: one would be left, and one budget holds no law."""
     fit = fit_parametric(Table.of(synthetic.isoflops(budgets=(1e18, 1e20))))
