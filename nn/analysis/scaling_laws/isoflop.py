@@ -70,6 +70,18 @@ class IsoFlop:
         """D* of a budget by the power law."""
         return np.exp(self.log_kd + self.b * np.log(np.asarray(C, np.float64)))
 
+    def interval(self, C: float | Array, level: float = 0.95) -> tuple[Array, Array]:
+        """Bounds of N* of budgets: power laws through the minima of resampled residuals.
+
+        Noise alone: the bias of the parabola (`bias`) comes on top.
+        """
+        log_C = np.log([m.C for m in self.minima])
+        lines = np.polyfit(log_C, _whole(self.minima), 1)
+        at = np.atleast_1d(np.log(np.asarray(C, np.float64)))
+        edges = [50 * (1 - level), 50 * (1 + level)]
+        low, high = np.percentile(lines[0][:, None] * at + lines[1][:, None], edges, axis=0)
+        return np.exp(low), np.exp(high)
+
     def grid(self, C: float, points: int = 7, span: float = 4.0) -> Array:
         """Sizes for the next budget: log-spaced from N*/span to N* span."""
         return float(self.N(C)) * np.exp(np.linspace(-np.log(span), np.log(span), points))
@@ -110,8 +122,7 @@ def fit_isoflop(
     log_C, log_N, log_D = (np.log([getattr(m, f) for m in minima]) for f in "CND")
     a, log_k = np.polyfit(log_C, log_N, 1)
     b, log_kd = np.polyfit(log_C, log_D, 1)
-    draws = np.stack([m.draws for m in minima])  # (budgets, S)
-    whole = draws[:, np.isfinite(draws).all(axis=0)]
+    whole = _whole(minima)
     slopes = np.polyfit(log_C, whole, 1)[0] if whole.shape[1] > 1 else np.full(2, np.nan)
     law = parametric.parameters if parametric else {}
     alpha = law.get("alpha", CHINCHILLA_SHAPE[0])
@@ -132,6 +143,12 @@ def fit_isoflop(
     )
 
 
+def _whole(minima: Sequence[Minimum]) -> Array:
+    """(budgets, S): ln N* of the resamples in which every budget had a minimum."""
+    draws = np.stack([m.draws for m in minima])
+    return draws[:, np.isfinite(draws).all(axis=0)]
+
+
 def _minimum(
     view: View,
     rows: Labels,
@@ -145,17 +162,9 @@ def _minimum(
     n, L = np.log(view.N[rows]), view.L[rows]
     near = np.abs(n - n[np.argmin(L)]) <= np.log(window) * (1 + 1e-9)
     rows, n, L = rows[near], n[near], L[near]
-    sizes = len(np.unique(n))
-    if sizes < MIN_POINTS:
-        return (
-            f"{sizes} sizes within a factor of {window:g} of the lowest loss: at least {MIN_POINTS}"
-        )
-    if np.argmin(L) in (0, len(L) - 1):
-        which, way = ("smallest", "smaller") if np.argmin(L) == 0 else ("largest", "larger")
-        return (
-            f"the lowest loss is that of the {which} model, {view.N[rows][np.argmin(L)]:.3g}: the "
-            f"minimum was not seen; add {way} models"
-        )
+    unseen = _unseen(n, L, window)
+    if unseen:
+        return unseen
     middle = n.mean()
     design = np.vander(n - middle, 3)
     solver = np.linalg.pinv(design)
@@ -189,6 +198,23 @@ def _minimum(
         akima_N=_akima(n, L),
         parametric_N=reached,
         draws=draws,
+    )
+
+
+def _unseen(n: Array, L: Array, window: float) -> str:
+    """Why sizes n = ln N (rising) with losses L can not show a minimum; "" if they can."""
+    sizes = len(np.unique(n))
+    if sizes < MIN_POINTS:
+        return (
+            f"{sizes} sizes within a factor of {window:g} of the lowest loss: at least {MIN_POINTS}"
+        )
+    best = n[np.argmin(L)]
+    if n[0] < best < n[-1]:
+        return ""
+    which, way = ("smallest", "smaller") if best == n[0] else ("largest", "larger")
+    return (
+        f"the lowest loss is that of the {which} model, {np.exp(best):.3g}: the minimum was not "
+        f"seen; add {way} models"
     )
 
 

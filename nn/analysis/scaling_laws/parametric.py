@@ -175,9 +175,11 @@ def _problem(
     """The problem with centred features, their centre, and the values of the pinned coordinates."""
     if not delta >= 0:
         raise ValueError(f"delta = {delta}: 0 (least absolute deviation) or more; usual: 0.001")
-    for name in pins:
+    for name, value in pins.items():
         if name not in law.pinnable:
             raise names.unknown(f"pin for form {law.name!r}", name, law.pinnable)
+        if name in law.logs and not value >= 0:
+            raise ValueError(f"pin {name} = {value}: 0 or more (0 takes its term out of the law)")
     free = np.asarray([name not in pins for name in law.parameters])
     if len(view) <= free.sum():
         raise ValueError(

@@ -130,14 +130,16 @@ class Table:
                 )
             name, sign, text = found.groups()
             values = names.lookup("column", name, table.columns)
-            value = float(text) if values.dtype.kind == "f" else text.strip("\"'")
+            value: float | str = text.strip("\"'")
+            if values.dtype.kind == "f":
+                value = _number(name, text)
             table = table.keep(OPERATORS[sign](values, value), f"not {condition}")
         return table
 
     def drop_highest(self, k: int) -> Table:
         """All but the k highest losses."""
         mask = np.ones(len(self), bool)
-        mask[np.argsort(self.number("L"), kind="stable")[len(self) - k :]] = False
+        mask[np.argsort(-self.number("L"), kind="stable")[:k]] = False
         return self.keep(mask, f"among the {k} highest losses")
 
     def conventions(self) -> tuple[str, ...]:
@@ -149,6 +151,9 @@ class Table:
 
         Without D, D = C / 6N; without C, C = 6ND: the view says so (`exact_flops`).
         """
+        if not len(self):
+            reasons = ", ".join(dict.fromkeys(out.reason for out in self.excluded)) or "it is empty"
+            raise ValueError(f"no rows left of {len(self.excluded)}: {reasons}")
         if not self.conventions():
             raise ValueError(
                 f"no column of sizes among {', '.join(self.columns)}: give one of "
@@ -205,6 +210,15 @@ class View:
         number = np.empty(len(self), np.int64)
         number[order] = np.concatenate([[0], np.cumsum(jumps)])
         return number
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(
+            f"column {name!r} holds numbers: {text!r} is none, write 300 or 1e9"
+        ) from None
 
 
 def _text(value: Any) -> str:

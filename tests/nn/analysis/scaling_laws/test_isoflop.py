@@ -110,10 +110,23 @@ def test_a_minimum_elsewhere_by_the_spline_is_reported() -> None:
     assert "minimum_differs" in [f.code for f in fit_isoflop(spoiled(dent)).findings]
 
 
+def test_two_seeds_of_the_smallest_model_are_still_the_edge() -> None:
+    columns = synthetic.isoflops(points=9)
+    at = slice(18, 27)
+    columns["L"][at] = 3.0 + 0.1 * (np.log(columns["N"][at] / columns["N"][18]))
+    again = {name: np.append(values, values[18]) for name, values in columns.items()}
+    again["L"][18] += 0.001
+    (rejected,) = fit_isoflop(Table.of(again)).rejected
+    assert "smallest model" in rejected.reason
+
+
 def test_the_error_of_the_exponent_is_its_scatter() -> None:
-    """Standard errors against the spread over tables drawn anew."""
+    """Standard errors, and intervals of N*, against the spread over tables drawn anew."""
     fits = [
         fit_isoflop(synthetic.noisy(synthetic.isoflops(points=9), 2e-3, seed)) for seed in range(40)
     ]
     scatter = np.std([fit.a for fit in fits])
     assert np.mean([fit.a_se for fit in fits]) == pytest.approx(scatter, rel=0.35)
+    bounds = np.concatenate([fit.interval(1e23, 0.8) for fit in fits], axis=1)
+    middle = np.median([float(fit.N(1e23)) for fit in fits])  # the parabola's bias left in
+    assert 0.6 <= ((bounds[0] <= middle) & (middle <= bounds[1])).mean() <= 0.95

@@ -91,6 +91,8 @@ def test_pins_hold_and_the_rest_is_fitted() -> None:
     assert held.parameters["alpha"] == pytest.approx(free.parameters["alpha"], rel=1e-6)
     with pytest.raises(ValueError, match="unknown pin for form 'chinchilla' 'e'"):
         fit_parametric(table, pin={"e": 1.0})
+    with pytest.raises(ValueError, match="pin E = -1.0: 0 or more"):
+        fit_parametric(table, pin={"E": -1.0})
 
 
 def test_tokens_proportional_to_parameters_are_refused() -> None:

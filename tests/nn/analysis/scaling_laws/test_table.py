@@ -69,6 +69,11 @@ def test_every_run_that_is_left_out_is_listed_with_its_reason() -> None:
     assert [e.run for e in Table.of(COLUMNS).drop_highest(2).excluded] == ["a", "b"]
     with pytest.raises(ValueError, match="write COLUMN OPERATOR VALUE"):
         table.filter("L is 3")
+    with pytest.raises(ValueError, match="holds numbers: 'many' is none"):
+        Table.of(COLUMNS).filter("L < many")
+    with pytest.raises(ValueError, match="no rows left of 3: not L < 1"):
+        Table.of(COLUMNS).filter("L < 1").view()
+    assert len(Table.of(COLUMNS).drop_highest(9)) == 0
     with pytest.raises(ValueError, match="unknown column 'lose'"):
         table.filter("lose < 3")
 
