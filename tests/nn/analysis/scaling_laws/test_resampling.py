@@ -60,6 +60,15 @@ def test_prediction_intervals_need_the_scatter_of_runs() -> None:
     assert low < estimate < high and estimate == fit.predict(N=1e10, D=1e12)
 
 
+def test_residuals_are_widened_for_the_parameters_that_they_paid_for() -> None:
+    fit = fit_parametric(synthetic.noisy(synthetic.scattered(20, 1), 0.01), pin={"E": 1.69})
+    sure = Bootstrap(fit, np.repeat(fit.phi_P[None], 2000, axis=0))  # no doubt about the law
+    estimate, low, high = sure.predict({"N": 1e9, "D": 1e10}, level=1.0)
+    wider = np.sqrt(20 / (20 - 4))
+    assert np.log(high / estimate)[0] == pytest.approx(-fit.residuals.min() * wider, rel=1e-9)
+    assert np.log(low / estimate)[0] == pytest.approx(-fit.residuals.max() * wider, rel=1e-9)
+
+
 def test_resamples_are_draws_with_replacement() -> None:
     rng = np.random.default_rng(0)
     weights = resample_weights(np.arange(30), 2000, rng)
