@@ -31,7 +31,7 @@ import numpy as np
 from nn.analysis.scaling_laws.forms import Form
 from nn.analysis.scaling_laws.table import Array, Labels, Mask
 
-SMALLEST_DELTA = 1e-7  # stands for 0: changes no parameter in the sixth digit
+SMALLEST_DELTA = 1e-7  # stands for 0: a ten-millionth of the loss
 MAX_STEPS = 300
 _RIDGE = 0.05  # mu
 _LONGEST = 1.0  # of a step, in any coordinate
