@@ -75,7 +75,9 @@ def log_uniform(low: float, high: float) -> Callable[[float], float]:
 
 def whole(low: int, high: int, multiple: int = 1) -> Callable[[float], int]:
     """Whole multiples from low to high, both among them."""
-    return lambda u: (low // multiple + int(u * (high // multiple - low // multiple + 1))) * multiple
+    return lambda u: (
+        (low // multiple + int(u * (high // multiple - low // multiple + 1))) * multiple
+    )
 
 
 def log_whole(low: int, high: int, multiple: int = 1) -> Callable[[float], int]:

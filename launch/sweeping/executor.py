@@ -255,7 +255,9 @@ class Queue:
     def _stop(self) -> None:
         """End all workers: idle ones at once, busy ones once they have saved."""
         for slot in self.slots:
-            if slot.worker and slot.running:
+            if slot.running and not slot.worker:  # it could not start
+                self._end(slot, errors.PREEMPTED, stopping=True)
+            elif slot.worker and slot.running:
                 slot.worker.stop(self.options.grace)
             elif slot.worker and not slot.worker.retired:
                 slot.worker.retire(self.options.grace)

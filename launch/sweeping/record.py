@@ -1,16 +1,16 @@
 """The record of a run, `run.json`: what it was, what it cost, what came out.
 
-    id, overrides, config_digest, seed, parent    parent: the run whose parameters it starts from
-    status, final, reason, exit_code              final: nobody will run it again by itself
-    attempts, interruptions, started, finished    attempts: tries that ended, well or not
-    seconds, compile_seconds                      of all tries, compilation and evaluation included
-    git, versions, devices, mesh, dtype
-    N_total, N_nonemb, N_matmul                   see nn/analysis/parameters.py
-    batch_size, steps, examples, tokens, lr_peak, warmup_steps, schedule
-    flops_per_step, flops_exact                   of the model; matrix products; attention in full
-    train, val, test                              the last metrics of each split, by name
-    val_last                                      mean over the last `LAST` validations
-    examples_per_second, tokens_per_second, mfu   medians
+id, overrides, config_digest, seed, parent    parent: the run whose parameters it starts from
+status, final, reason, exit_code              final: nobody will run it again by itself
+attempts, interruptions, started, finished    attempts: tries that ended, well or not
+seconds, compile_seconds                      of all tries, compilation and evaluation included
+git, versions, devices, mesh, dtype
+N_total, N_nonemb, N_matmul                   see nn/analysis/parameters.py
+batch_size, steps, examples, tokens, lr_peak, warmup_steps, schedule
+flops_per_step, flops_exact                   of the model; matrix products; attention in full
+train, val, test                              the last metrics of each split, by name
+val_last                                      mean over the last `LAST` validations
+examples_per_second, tokens_per_second, mfu   medians
 """
 
 from __future__ import annotations
@@ -69,9 +69,7 @@ def of_run(run: Run, flops_per_step: float) -> dict[str, Any]:
 
 def count(run: Run) -> parameters.Counts:
     """The parameters of a run by what its forward pass does with them; traces, computes nothing."""
-    variables = jax.tree.map(
-        lambda x: x.value if is_named(x) else x, run.named, is_leaf=is_named
-    )
+    variables = jax.tree.map(lambda x: x.value if is_named(x) else x, run.named, is_leaf=is_named)
     rest = {name: tree for name, tree in variables.items() if name != "params"}
     task = run.rule.task
 

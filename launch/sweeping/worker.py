@@ -71,8 +71,8 @@ class Clock:
         self.seconds = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._add)
 
-    def _add(self, event: str, duration: float, **_: Any) -> None:
-        self.seconds += duration if event == _COMPILES else 0.0
+    def _add(self, event: str, duration_secs: float, **_: Any) -> None:
+        self.seconds += duration_secs if event == _COMPILES else 0.0
 
     def reset(self) -> None:
         self.seconds = 0.0
