@@ -1,4 +1,4 @@
-"""What a `sweep()` is made of: lists of cells, drawn from grids or at random, and ways to join them.
+"""What a `sweep()` is made of: lists of cells, from grids or drawn, and ways to join them.
 
 A cell maps dotted keys of the config to the values that one run sets beyond its experiment:
 

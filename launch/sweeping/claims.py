@@ -1,8 +1,8 @@
 """Who works on a cell: one queue at a time, and nobody once that queue is dead.
 
-A lock of the operating system goes with the process that holds it, however it ends, so a cell of a
-killed queue is free at once. On a file system without locks a file with a heartbeat stands in: it is
-taken over when it has not been touched for `STALE` seconds.
+A lock of the operating system goes with the process that holds it, however it ends, so a cell of
+a killed queue is free at once. On a file system without locks a file with a heartbeat stands in: it
+is taken over when it has not been touched for `STALE` seconds.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def claim(path: Path) -> Claim | None:
 
 
 def _claim_by_heartbeat(path: Path) -> Claim | None:
-    """Make a file that nobody else has made; an old one is moved away first, by one process only."""
+    """Make a file that nobody else has made; an old one is moved away first, by one process."""
     with contextlib.suppress(FileNotFoundError):
         if _age(path) > STALE:
             moved = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}")
@@ -88,7 +88,8 @@ def is_held(path: Path) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError as error:
-        return error.errno in _HELD
+        if error.errno in _HELD:
+            return True
     finally:
         os.close(descriptor)
     held = path.with_suffix(".held")

@@ -1,10 +1,10 @@
 """Runs the cells of a sweep on this machine: N slots, each with a worker, until all have ended.
 
-A slot's worker trains one cell after another in one process (`isolate`: a process per cell). A worker
-that dies takes only its cell with it. Whatever happens to the queue, the records say where to go on:
+A slot's worker trains one cell after another in one process (`isolate`: a process per cell). One
+that dies takes only its cell with it. Whatever happens to the queue, the records say where it was:
 
 - killed: its workers see their input end, save, and stop; the claims of its cells are free, and the
-  next queue takes them from their checkpoints;
+  next queue goes on from their checkpoints;
 - SIGTERM or SIGINT: the same, but waited for, and the exit code is 75;
 - another queue at work on the directory: each cell is run by the one that has claimed it.
 """
@@ -15,6 +15,7 @@ import collections
 import dataclasses
 import json
 import queue
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -100,7 +101,8 @@ class Queue:
         self.store, self.options, self.report, self.tick = store, options, report, tick
         self.waiting = collections.deque(cells)
         self.asked: dict[str, float] = {}  # when a cell that another queue has was asked for
-        self.slots = [Slot(i, env) for i, env in enumerate(options.environments)]
+        environments = [slots.sharing(env, store.cache) for env in options.environments]
+        self.slots = [Slot(i, env) for i, env in enumerate(environments)]
         self.events: queue.SimpleQueue[tuple[Worker, dict[str, Any] | None]] = queue.SimpleQueue()
         self.failed = False
         self.beaten = time.monotonic()
@@ -121,6 +123,8 @@ class Queue:
             finally:
                 self._stop()
         self.store.write_results()
+        if all(record["final"] for record in self.store.records()):
+            shutil.rmtree(self.store.cache, ignore_errors=True)
         return FAILED if self.failed else errors.DONE
 
     def _fill(self, slot: Slot) -> None:
@@ -195,6 +199,7 @@ class Queue:
     def _hear(self, worker: Worker, message: dict[str, Any] | None) -> None:
         slot = next(slot for slot in self.slots if slot.worker is worker)
         if message is None:
+            worker.close()
             slot.worker = None
             if slot.running and worker.ready:
                 self._end(slot, worker.process.returncode)
@@ -271,6 +276,7 @@ class Queue:
                 continue
             slot = next(slot for slot in self.slots if slot.worker is worker)
             if message is None:
+                worker.close()
                 slot.worker = None
                 if slot.running:
                     self._end(slot, worker.process.returncode, stopping=True)

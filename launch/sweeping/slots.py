@@ -8,6 +8,7 @@ import os
 import queue
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -51,9 +52,10 @@ class Worker:
 
     def _listen(self, events: queue.SimpleQueue[tuple[Worker, dict[str, Any] | None]]) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            with contextlib.suppress(ValueError):  # cut short by a kill
-                events.put((self, json.loads(line)))
+        with self.process.stdout as lines:
+            for line in lines:
+                with contextlib.suppress(ValueError):  # cut short by a kill
+                    events.put((self, json.loads(line)))
         self.process.wait()
         events.put((self, None))
 
@@ -67,17 +69,21 @@ class Worker:
 
     def retire(self, grace: float) -> None:
         """Let it end when its run has."""
-        assert self.process.stdin is not None
         self.retired = True
         self.kill_at = self.kill_at or time.monotonic() + grace
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
+        self.close()
 
     def stop(self, grace: float) -> None:
         """Ask the run to save and end, and kill it when it has not after `grace` seconds."""
         self.kill_at = self.kill_at or time.monotonic() + grace
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGTERM)
+
+    def close(self) -> None:
+        """End its input."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
 
     def kill_if_late(self) -> None:
         if self.kill_at is not None and time.monotonic() > self.kill_at:
@@ -120,6 +126,21 @@ def environments(
         )
     shares = [found[i * per_run : (i + 1) * per_run] for i in range(slots)]
     return [base | _share(kind, share) for share in shares]
+
+
+def sharing(environment: Mapping[str, str], cache: Path) -> dict[str, str]:
+    """An environment whose processes share what they compile, unless they do that elsewhere.
+
+    Cells that differ in a rate alone have two of their three programs in common. A directory per
+    machine, because a program for another processor may not run here.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in environment:
+        return dict(environment)
+    return {
+        **environment,
+        "JAX_COMPILATION_CACHE_DIR": str(cache / socket.gethostname()),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+    }
 
 
 def accelerators(environ: Mapping[str, str], dev: Path) -> tuple[str, list[str]]:

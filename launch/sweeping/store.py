@@ -4,6 +4,7 @@
     results.jsonl    one line per finished run, in the order of the cells
     runs/<id>/       the work directory of a run, as launch.train makes it, and its
     runs/<id>/run.json   record: see launch/sweeping/record.py
+    .cache/          what its runs have compiled, until all have ended
 
 An id is made from the config, so a changed config is another run beside the old one, and nothing is
 overwritten. A record is written only by the queue that holds the claim of its cell.
@@ -40,6 +41,10 @@ class Store:
 
     def __init__(self, directory: str | Path) -> None:
         self.path = Path(directory).expanduser().absolute()
+
+    @property
+    def cache(self) -> Path:
+        return self.path / ".cache"
 
     def run(self, cell: str) -> Path:
         """The work directory of a cell's run."""

@@ -98,7 +98,8 @@ def main() -> int:
 
 
 def say(channel: TextIO, **message: Any) -> None:
-    channel.write(json.dumps(message) + "\n")
+    with contextlib.suppress(BrokenPipeError):  # the queue is gone, and this process soon is
+        channel.write(json.dumps(message) + "\n")
 
 
 def run(order: dict[str, str], channel: TextIO, clock: Clock) -> int:
