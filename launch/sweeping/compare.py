@@ -30,6 +30,11 @@ class Compared:
         found = [line for line in self.lines if line["split"] == split]
         return found[-1] if found else {}
 
+    def curve(self, split: str, metric: str) -> list[tuple[int, float]]:
+        """Points (step, value) of a metric, those that are finite."""
+        rows = [line for line in self.lines if line["split"] == split and metric in line]
+        return [(row["step"], row[metric]) for row in rows if row[metric] is not None]
+
 
 def open_runs(directories: Sequence[str]) -> list[Compared]:
     """The runs in directories, each that of a run or of a sweep; those that never began are left.
@@ -87,33 +92,35 @@ def rows(runs: Sequence[Compared], metric: str) -> list[dict[str, Any]]:
 
 
 def plot(runs: Sequence[Compared], metric: str, path: Path) -> None:
-    """Draw the curves of a metric: training as lines, validation as dots, a colour per run."""
+    """Draw the curves of a metric, a colour per run from the best to the worst.
+
+    Thin lines are of training, those with dots of validation. The legend names the best `LEGEND`.
+    """
     from matplotlib import colormaps
     from matplotlib.figure import Figure  # without pyplot, whose backend is a notebook's own
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     varied = cell_lists.differing([run.config for run in runs])
+    order = [row["run"] for row in rows(runs, metric)]
+    ranked = sorted(runs, key=lambda run: order.index(run.name))
     colors = colormaps["viridis"].resampled(max(len(runs), 2))
     heights: list[float] = []
-    for number, run in enumerate(runs):
-        label = cell_lists.label(run.config, varied) or run.name
-        for split, style, width in (("train", "-", 1.2), ("validation", "o", 0.0)):
-            points = [
-                (line["step"], line[metric])
-                for line in run.lines
-                if line["split"] == split and line.get(metric) is not None
-            ]
-            if points:
+    for number, run in enumerate(ranked):
+        label = (cell_lists.label(run.config, varied) or run.name) if number < LEGEND else "_"
+        for split, style, faint in (("validation", "o-", 1.0), ("train", "-", 0.4)):
+            if points := run.curve(split, metric):
                 steps, values = zip(*points, strict=True)
                 heights += values
-                options: dict[str, Any] = {"linewidth": width, "markersize": 4}
-                axes.plot(steps, values, style, color=colors(number), label=label, **options)
+                look: dict[str, Any] = {"alpha": faint, "linewidth": 1.2, "markersize": 4}
+                axes.plot(steps, values, style, color=colors(number), label=label, **look)
                 label = "_"  # once in the legend
     if heights and min(heights) > 0 and max(heights) / min(heights) > 20:
         axes.set_yscale("log")
     axes.set(xlabel="step", ylabel=metric.replace("_", " "))
+    axes.set_title("validation (dots) and training (thin)", fontsize="medium")
     axes.grid(alpha=0.3)
-    if len(runs) <= LEGEND:
-        axes.legend(fontsize="small")
+    many = len(runs) > LEGEND
+    title = f"the best {LEGEND} of {len(runs)}" if many else None
+    axes.legend(fontsize="small", title=title, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=120)

@@ -100,7 +100,8 @@ def summary(records: Sequence[Record]) -> str:
 
 
 class Live:
-    """A line for every run that starts or ends; on a terminal, below them, those that go on."""
+    """A line for every run that ends; those that go on are drawn below on a terminal, and have a
+    line of their own elsewhere."""
 
     def __init__(
         self, store: Store, cells: Sequence[cell_lists.Cell], stream: TextIO | None = None
@@ -117,6 +118,8 @@ class Live:
         """A run has started or ended."""
         if record["final"]:
             self._ended.add(record["id"])
+        if self._live and record["status"] == "running":
+            return  # the drawing shows it
         parts = [f"{record['status']:<9}", record["id"], self._labels[record["id"]]]
         if record["status"] != "running":
             if "val" in record and record["val"].get("loss") is not None:
