@@ -29,6 +29,7 @@ from launch.run import config as configs
 from launch.run import environment, metrics, shapes
 from launch.run.build import Run
 from nn.analysis import parameters
+from nn.parallel.mesh import compiled_for
 from nn.parallel.weight import is_named
 
 LAST = 3
@@ -76,7 +77,8 @@ def count(run: Run) -> parameters.Counts:
     def forward(params: Any, rest: Any, example: Any) -> Any:
         return task.model.apply({"params": params, **rest}, *example)
 
-    found = parameters.uses(forward, variables["params"], rest, task.example)
+    with compiled_for("tpu"):  # there all experts are multiplied, where CPUs look some up
+        found = parameters.uses(forward, variables["params"], rest, task.example)
     return parameters.count(run.named["params"], found)
 
 

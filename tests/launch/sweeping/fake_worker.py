@@ -1,8 +1,9 @@
 """Stands in for launch.sweeping.worker where the queue is what is tested: no JAX, no model.
 
-A run is `STEPS` steps of `PAUSE` seconds each, counted in status.json like a trainer's, and the
-variable FAKE says how it ends: JSON, from the run's seed to the codes of its tries, in order; the
-last one stays. A code below 0 is the signal that kills it, "hang" never ends.
+A run takes BUILD seconds until it has its directory, then `STEPS` steps of PAUSE seconds, counted
+in status.json like a trainer's. The variable FAKE says how it ends: JSON, from the run's seed to
+the codes of its tries, in order; the last one stays. A code below 0 is the signal that kills it,
+"hang" never ends.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ def main() -> None:
 
 
 def run(workdir: Path, config: dict[str, Any]) -> int:
+    journal(workdir, f"order {workdir.name}")
+    time.sleep(float(os.environ.get("BUILD", "0")))
     lock = os.open(workdir / "lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises where two work on one cell
     path = workdir / "status.json"

@@ -33,10 +33,10 @@ def results(directory: Path) -> list[dict[str, Any]]:
     return [{name: x for name, x in line.items() if name not in TIMES} for line in lines]
 
 
-def starts(directory: Path) -> collections.Counter[str]:
-    """How often each cell was started."""
+def starts(directory: Path, what: str = "start") -> collections.Counter[str]:
+    """How often each cell was started, or ordered."""
     lines = (directory / ".journal").read_text().splitlines()
-    return collections.Counter(line.split()[1] for line in lines if line.startswith("start"))
+    return collections.Counter(line.split()[1] for line in lines if line.startswith(what))
 
 
 def fake(monkeypatch: pytest.MonkeyPatch, codes: dict[int, list[Any]], pause: float = 0) -> None:
@@ -193,12 +193,15 @@ def test_a_queue_killed_three_times_leaves_the_results_of_one_that_was_not(
 
 
 def test_two_queues_at_once_share_the_cells(tmp_path: Path, environment: dict[str, str]) -> None:
-    both = [queue_process(tmp_path / "s", environment) for _ in range(2)]
+    slow = {**environment, "BUILD": "0.5"}  # both start in this time
+    both = [queue_process(tmp_path / "s", slow) for _ in range(2)]
     for process in both:
         _, error = process.communicate(timeout=60)
         assert process.returncode == errors.DONE, error
     assert len(results(tmp_path / "s")) == 6
-    assert sorted(starts(tmp_path / "s").values()) == [1] * 6
+    assert sorted(starts(tmp_path / "s", "order").values()) == [1] * 6
+    processes = {line.split()[2] for line in (tmp_path / "s" / ".journal").read_text().splitlines()}
+    assert len(processes) == 4  # the two slots of each had some
 
 
 def test_a_queue_that_is_told_to_stop_waits_for_its_runs_to_save(

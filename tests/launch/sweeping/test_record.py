@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 
-from launch.run import errors
+from launch.run import config as configs
+from launch.run import errors, meshes
+from launch.run.build import build
 from launch.sweeping import outcome, record
+from nn import parallel
+from nn.analysis import parameters
 
 FACTS = {"batch_size": 4, "tokens_per_step": 12, "flops_per_step": 5.0}
 
@@ -32,6 +36,8 @@ def test_the_last_evaluation_is_what_counts(tmp_path: Path) -> None:
     ]
     write(tmp_path, *lines)
     assert record.of_metrics(tmp_path, FACTS) == {}  # the run has not ended
+    write(tmp_path, *lines, (6, "test", {"loss": 4.0}))
+    assert record.of_metrics(tmp_path, FACTS) == {}
     # The last evaluation was interrupted, and was made again.
     again = [(8, "validation", {"loss": 2.0}), (8, "test", {"loss": 1.0})]
     write(tmp_path, *lines, *again)
@@ -52,6 +58,25 @@ def test_a_mean_over_what_is_not_finite_is_none(tmp_path: Path) -> None:
     write(tmp_path, (1, "validation", {"loss": None}), *end)
     assert record.of_metrics(tmp_path, FACTS)["val_last"] == {"loss": None}
     assert record.of_metrics(tmp_path / "none", FACTS) == {}
+
+
+def test_counts_of_published_models() -> None:
+    """All experts are multiplied; the head of GPT-2 is its table."""
+    one: Any = meshes.abstract(dict.fromkeys(parallel.AXES, 1))
+
+    def count(experiment: str) -> parameters.Counts:
+        return record.count(build(configs.load(experiment), mesh=one))
+
+    norms, embedding = 65 * 4096, 32_000 * 4096
+    total = 46_702_792_704
+    assert count("mixtral") == parameters.Counts(
+        total, nonemb=total - 2 * embedding, matmul=total - norms - embedding
+    )
+    blocks, dim = 12 * 12 * 768**2, 768
+    small = 12 * (13 * dim) + 2 * dim  # biases and norms
+    assert count("gpt2") == parameters.Counts(
+        total=124_439_808, nonemb=blocks + small, matmul=blocks + 50_257 * dim
+    )
 
 
 def judge(code: int, **changes: Any) -> outcome.Outcome:

@@ -27,18 +27,28 @@ def test_a_weight_is_followed_to_its_product() -> None:
             return (jax.checkpoint(lambda h: h @ w)(h) * scale, scale), None
 
         (h, _), _ = jax.lax.scan(layer, (h, params["scale"]), params["stack"])
-        return h.sum() * params["unused"]
+        first, second = params["pair"][jnp.asarray([1, 0])]  # looked up, but to be multiplied
+        h = h @ first @ second
+
+        def cell(state: jax.Array, row: jax.Array) -> Any:  # whose state knows nothing at first
+            return jnp.tanh(state @ params["recurrent"] + row), None
+
+        state, _ = jax.lax.scan(cell, jnp.zeros(4), h)
+        return state.sum() * params["unused"]
 
     shapes = {"a": (4, 1), "b": (1, 4), "bias": (1, 4), "kernel": (4, 4), "scale": (1, 4)}
-    shapes |= {"stack": (3, 4, 4), "table": (9, 4), "unused": ()}
+    shapes |= {"pair": (2, 4, 4), "recurrent": (4, 4), "stack": (3, 4, 4), "table": (9, 4)}
+    shapes |= {"unused": ()}
     params = {name: jnp.zeros(shape) for name, shape in shapes.items()}
     ids = jnp.zeros(2, jnp.int32)
     found = parameters.uses(forward, params, jnp.zeros((2, 4)), ids)
-    names = list(params)
-    assert [names[i] for i in sorted(found.multiplied)] == ["a", "b", "kernel", "stack"]
-    assert [names[i] for i in found.looked_up] == ["table"]
+    names = sorted(params)
+    products = ["a", "b", "kernel", "pair", "recurrent", "stack"]
+    assert [names[i] for i in sorted(found.multiplied)] == products
+    assert [names[i] for i in sorted(found.looked_up)] == ["pair", "table"]
+    matmul = 4 + 4 + 16 + 32 + 16 + 48
     assert parameters.count(params, found) == parameters.Counts(
-        total=4 + 4 + 4 + 16 + 4 + 48 + 36 + 1, nonemb=81, matmul=4 + 4 + 16 + 48
+        total=matmul + 4 + 4 + 36 + 1, nonemb=matmul + 4 + 4 + 1, matmul=matmul
     )
 
 
