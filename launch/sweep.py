@@ -15,12 +15,14 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from launch.run import arguments, errors
 from launch.run.errors import guard_input
 from launch.sweeping import cells as cell_lists
-from launch.sweeping import compare, executor, export, plan, slots, view
+from launch.sweeping import compare, executor, export, plan, slots, slurm, view
 from launch.sweeping.store import Store
+from nn import names
 
 EXAMPLE = (
     "python -m launch.sweep --config=experiments/digits_mlp.py --workdir=runs/widths --slots=2"
@@ -37,7 +39,13 @@ def run(words: Sequence[str]) -> int:
     parser = arguments.plain_parser("sweep", __doc__, EXAMPLE)
     parser.description = f"{__doc__}\nTo vary a key: --sweep.section.key=VALUE,VALUE"
     parser.add_argument("--workdir", help="directory of the sweep, made when it is not there")
-    parser.add_argument("--slots", type=int, default=0, metavar="N", help="runs at a time; 0: auto")
+    parser.add_argument(
+        "--slots",
+        type=int,
+        default=0,
+        metavar="N",
+        help="runs at a time; 0: as many as accelerators allow",
+    )
     parser.add_argument(
         "--devices-per-run", type=int, default=0, metavar="N", help="accelerators of each; 0: one"
     )
@@ -46,6 +54,14 @@ def run(words: Sequence[str]) -> int:
     parser.add_argument("--retries", type=int, default=2, metavar="N", help="of a run that fails")
     parser.add_argument("--isolate", action="store_true", help="a process of its own for each run")
     parser.add_argument("--dry-run", action="store_true", help="print the cells, run nothing")
+    parser.add_argument("--executor", default="local", help="local | slurm: tasks of a job array")
+    parser.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of the tasks, as in --slurm=partition=gpu --slurm=time=240 (minutes)",
+    )
     with guard_input():
         grid, rest = cell_lists.of_flags(words)
         options, spec, overrides = arguments.parse(parser, rest)
@@ -59,26 +75,27 @@ def run(words: Sequence[str]) -> int:
         if options.dry_run:
             print(plan.text(cells))
             return errors.DONE
-        environments = slots.environments(options.slots, options.devices_per_run, options.simulate)
+        names.lookup("--executor", options.executor, EXECUTORS)
         store = Store(options.workdir)
-        store.add(cells)
-    return _execute(store, cells, environments, options)
+        store.check()
+        return EXECUTORS[options.executor](store, cells, options)
 
 
-def _execute(
-    store: Store,
-    cells: Sequence[cell_lists.Cell],
-    environments: Sequence[dict[str, str]],
-    options: argparse.Namespace,
-) -> int:
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Fields of executor.Options."""
     simulate = [f"--simulate={options.simulate}"] if options.simulate else []
-    how = executor.Options(
-        environments=environments,
-        worker=[*slots.WORKER, *simulate],
-        time_limit=options.time_limit,
-        retries=options.retries,
-        isolate=options.isolate,
-    )
+    return {
+        "worker": [*slots.WORKER, *simulate],
+        "time_limit": options.time_limit,
+        "retries": options.retries,
+        "isolate": options.isolate,
+    }
+
+
+def _local(store: Store, cells: Sequence[cell_lists.Cell], options: argparse.Namespace) -> int:
+    environments = slots.environments(options.slots, options.devices_per_run, options.simulate)
+    store.add(cells)
+    how = executor.Options(environments, **_settings(options))
     live = view.Live(store, cells)
     try:
         code = executor.Queue(store, cells, how, live.report, live.tick).run()
@@ -89,6 +106,25 @@ def _execute(
     print(view.summary([record for record in store.records() if record["id"] in ids]))
     print(f"results: {store.path / 'results.jsonl'}")
     return code
+
+
+def _slurm(store: Store, cells: Sequence[cell_lists.Cell], options: argparse.Namespace) -> int:
+    parameters = dict(text.partition("=")[::2] for text in options.slurm)
+    store.add(cells)
+    tasks = slurm.submit(
+        store,
+        cells,
+        devices=options.devices_per_run,
+        parallel=options.slots,
+        parameters=parameters,
+        options=_settings(options),
+    )
+    print(f"{len(tasks)} tasks submitted{': ' if tasks else ''}{', '.join(tasks)}")
+    print(f"watch them with: python -m launch.sweep status --workdir={store.path}")
+    return errors.DONE
+
+
+EXECUTORS = {"local": _local, "slurm": _slurm}
 
 
 def _parser(verb: str, doc: str, example: str) -> arguments.Parser:

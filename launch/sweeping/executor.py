@@ -44,6 +44,7 @@ class Options:
 
     time_limit: minutes of a run, over all its tries; 0: none. retries: of runs that fail.
     isolate: a process per run. metric: that has to be finite at the end.
+    wait: for the cells that other queues have.
     grace: seconds that a run has to save and stop before it is killed.
     """
 
@@ -53,6 +54,7 @@ class Options:
     retries: int = 2
     isolate: bool = False
     metric: str = "loss"
+    wait: bool = True
     grace: float = 60.0
 
 
@@ -108,7 +110,7 @@ class Queue:
         self.beaten = time.monotonic()
 
     def run(self) -> int:
-        """Until every cell has ended. Returns an exit code: 0, 1 where some failed, 75.
+        """Until every cell has ended. Returns an exit code: 0, 1 where some failed, 75 if stopped.
 
         Raises StartError where workers cannot start.
         """
@@ -119,6 +121,8 @@ class Queue:
                         return errors.PREEMPTED
                     for slot in self.slots:
                         self._fill(slot)
+                    if not self.options.wait and not any(slot.running for slot in self.slots):
+                        break
                     self._wait()
             finally:
                 self._stop()

@@ -82,6 +82,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--simulate", type=int, default=0)
     options = parser.parse_args()
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm's, for the queue that this belongs to
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     with errors.guard_input():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ import pytest
 from pyarrow import parquet
 
 from launch import sweep
-from launch.run import errors
+from launch.run import environment, errors
 from launch.sweeping.store import TIMES, Store
+from tests import conftest
 from tests.launch import runs
 
 RATES = "--sweep.optimizer.learning_rate=1e-2,1e30,3e-2"
@@ -52,7 +54,8 @@ def test_a_record_says_what_a_run_was_and_what_came_out(finished: Path) -> None:
     assert first["flops_exact"] == 6 * first["flops_per_step"]
     assert (first["steps"], first["examples"], first["tokens"]) == (6, 6 * 64, 0)
     assert first["devices"]["count"] == 1 and first["mesh"]["data"] == 1
-    assert first["dtype"] == "float32" and first["versions"]["jax"] and first["git"]["commit"]
+    assert first["dtype"] == "float32" and first["versions"]["jax"]
+    assert first["git"] == environment.revision()
     assert first["seconds"] > first["compile_seconds"] > 0
     assert first["examples_per_second"] > 0 and first["mfu"] > 0
     workdir = finished / "runs" / first["id"]
@@ -82,8 +85,6 @@ def test_a_run_of_a_sweep_is_what_the_trainer_makes(finished: Path, tmp_path: Pa
 
 
 def _environment() -> dict[str, str]:
-    from tests import conftest
-
     return {**conftest._BEFORE, "JAX_PLATFORMS": "cpu"}
 
 
@@ -161,6 +162,19 @@ def test_records_are_exported(finished: Path, tmp_path: Path) -> None:
         assert row["val.loss"] == ("" if loss is None else str(loss))
 
 
+def test_parquet_without_its_library_names_the_extra(
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(SystemExit):
+        sweep.main(["export", f"--workdir={finished}", f"--to={tmp_path / 'x.parquet'}"])
+    assert "pip install 'tessera[parquet]'; nearest: " in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "args, words",
     [
@@ -168,6 +182,7 @@ def test_records_are_exported(finished: Path, tmp_path: Path) -> None:
         (["--config=experiments/digits_vit.py", "--workdir=x"], "the sweep has no cells"),
         ([CONFIG], "--config and --workdir are needed"),
         ([CONFIG, "--workdir=x", "--retries=-1"], "must not be negative"),
+        ([CONFIG, "--workdir=x", "--executor=slum"], "nearest: 'slurm'"),
         ([CONFIG, "--workdir=x", "--slots=-1"], "must not be negative"),
         ([CONFIG, "--workdir=x", "--devices-per-run=2"], "there are no accelerators here"),
         (["status", "--workdir=x"], "no sweep there"),
@@ -187,8 +202,6 @@ def test_bad_input_is_one_line_and_writes_nothing(
     assert end.value.code == errors.BAD_INPUT
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    import re
-
     assert re.search(words, error)
     assert list(tmp_path.iterdir()) == []
 

@@ -132,6 +132,16 @@ def test_each_run_has_a_process_of_its_own_where_that_is_asked_for(tmp_path: Pat
     assert processes("isolated", isolate=True) == 3
 
 
+def test_a_queue_that_need_not_wait_leaves_what_another_has(tmp_path: Path) -> None:
+    store = Store(tmp_path / "s")
+    store.add(resolve_cells("digits_mlp", [], [{"seed": 0}, {"seed": 1}]))
+    claim = store.claim(store.records()[0]["id"])
+    assert claim is not None
+    assert fake_queue.run(tmp_path / "s", [0, 1], wait=False) == errors.DONE
+    assert [record["status"] for record in records(tmp_path / "s")] == ["planned", "done"]
+    claim.release()
+
+
 def test_a_worker_that_cannot_start_ends_the_queue_and_no_cell(tmp_path: Path) -> None:
     cells = resolve_cells("digits_mlp", [], [{"seed": 0}])
     store = Store(tmp_path / "s")
