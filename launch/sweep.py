@@ -103,7 +103,7 @@ def _local(store: Store, cells: Sequence[cell_lists.Cell], options: argparse.Nam
         print(f"error: no worker can start: {error}", file=sys.stderr)
         return errors.BAD_INPUT
     ids = {cell.id for cell in cells}
-    print(view.summary([record for record in store.records() if record["id"] in ids]))
+    print(view.summary(r["status"] for r in store.records() if r["id"] in ids))
     print(f"results: {store.path / 'results.jsonl'}")
     return code
 
@@ -143,7 +143,7 @@ def status(words: Sequence[str]) -> int:
         file = arguments.json_file(options)
         store = Store(options.workdir[-1])
         rows = view.rows(store)
-        print(f"{view.table(rows)}\n\n{view.summary(store.records())}")
+        print(f"{view.table(rows)}\n\n{view.summary(row['state'] for row in rows)}")
         arguments.write_json(file, {"runs": store.records()})
     return errors.DONE
 

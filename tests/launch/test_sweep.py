@@ -19,7 +19,6 @@ from pyarrow import parquet
 from launch import sweep
 from launch.run import environment, errors
 from launch.sweeping.store import TIMES, Store
-from tests import conftest
 from tests.launch import runs
 
 RATES = "--sweep.optimizer.learning_rate=1e-2,1e30,3e-2"
@@ -72,20 +71,18 @@ def test_a_record_says_what_a_run_was_and_what_came_out(finished: Path) -> None:
     assert not (finished / ".cache").exists()
 
 
-def test_a_run_of_a_sweep_is_what_the_trainer_makes(finished: Path, tmp_path: Path) -> None:
+def test_a_run_of_a_sweep_is_what_the_trainer_makes(
+    finished: Path, tmp_path: Path, user_environment: dict[str, str]
+) -> None:
     """With another process's record of what it has trained before: nothing is carried over."""
     third = results(finished)[2]
     flags = [*FLAGS, "--config.optimizer.learning_rate=3e-2"]
-    environment = {**_environment(), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environment = {**user_environment, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     workdir = tmp_path / "alone"
     args = [CONFIG, f"--workdir={workdir}", "--simulate=1", *flags]
     done = runs.command("train", *args, environment=environment)
     assert done.returncode == 0, done.stderr
     assert runs.digests(workdir) == runs.digests(finished / "runs" / third["id"])
-
-
-def _environment() -> dict[str, str]:
-    return {**conftest._BEFORE, "JAX_PLATFORMS": "cpu"}
 
 
 def test_a_finished_sweep_is_left_as_it_is(
@@ -248,9 +245,11 @@ def test_cells_are_skipped_and_tried_again(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
-def test_a_sweep_killed_three_times_ends_as_one_that_was_not(tmp_path: Path) -> None:
+def test_a_sweep_killed_three_times_ends_as_one_that_was_not(
+    tmp_path: Path, user_environment: dict[str, str]
+) -> None:
     """Real runs: the line of every run, losses bitwise, up to what depends on the clock."""
-    environment = {**_environment(), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environment = {**user_environment, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     rates = "--sweep.optimizer.learning_rate=1e-2,1e30,3e-2,1e-3"
     settings = [*FLAGS, "--config.train.steps=400", "--config.train.eval_every=50"]
 
