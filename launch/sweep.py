@@ -78,7 +78,7 @@ def run(words: Sequence[str]) -> int:
         names.lookup("--executor", options.executor, EXECUTORS)
         store = Store(options.workdir)
         store.check()
-        return EXECUTORS[options.executor](store, cells, options)
+    return EXECUTORS[options.executor](store, cells, options)
 
 
 def _settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -93,8 +93,9 @@ def _settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _local(store: Store, cells: Sequence[cell_lists.Cell], options: argparse.Namespace) -> int:
-    environments = slots.environments(options.slots, options.devices_per_run, options.simulate)
-    store.add(cells)
+    with guard_input():
+        environments = slots.environments(options.slots, options.devices_per_run, options.simulate)
+        store.add(cells)
     how = executor.Options(environments, **_settings(options))
     live = view.Live(store, cells)
     try:
@@ -109,16 +110,17 @@ def _local(store: Store, cells: Sequence[cell_lists.Cell], options: argparse.Nam
 
 
 def _slurm(store: Store, cells: Sequence[cell_lists.Cell], options: argparse.Namespace) -> int:
-    parameters = dict(text.partition("=")[::2] for text in options.slurm)
-    store.add(cells)
-    tasks = slurm.submit(
-        store,
-        cells,
-        devices=options.devices_per_run,
-        parallel=options.slots,
-        parameters=parameters,
-        options=_settings(options),
-    )
+    with guard_input():
+        parameters = dict(text.partition("=")[::2] for text in options.slurm)
+        store.add(cells)
+        tasks = slurm.submit(
+            store,
+            cells,
+            devices=options.devices_per_run,
+            parallel=options.slots,
+            parameters=parameters,
+            options=_settings(options),
+        )
     print(f"{len(tasks)} tasks submitted{': ' if tasks else ''}{', '.join(tasks)}")
     print(f"watch them with: python -m launch.sweep status --workdir={store.path}")
     return errors.DONE

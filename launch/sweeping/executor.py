@@ -34,6 +34,7 @@ from launch.sweeping.store import Record, Store
 
 FAILED = 1  # exit code of a queue that has seen runs fail
 HEARTBEAT = 30.0  # seconds
+KEPT = ("id", "overrides", "attempts", "interruptions", "seconds", "compile_seconds")  # by tries
 POLL = 0.2  # seconds between two looks at the clock
 BUSY = 2.0  # seconds before a cell that another queue has is asked for again
 
@@ -106,7 +107,8 @@ class Queue:
         environments = [slots.sharing(env, store.cache) for env in options.environments]
         self.slots = [Slot(i, env) for i, env in enumerate(environments)]
         self.events: queue.SimpleQueue[tuple[Worker, dict[str, Any] | None]] = queue.SimpleQueue()
-        self.failed = False
+        self.signals = Signals()
+        self.failed = self.stopping = False
         self.beaten = time.monotonic()
 
     def run(self) -> int:
@@ -114,10 +116,10 @@ class Queue:
 
         Raises StartError where workers cannot start.
         """
-        with Signals() as signals:
+        with self.signals:
             try:
                 while self.waiting or any(slot.running for slot in self.slots):
-                    if signals.received:
+                    if self.signals.received:
                         return errors.PREEMPTED
                     for slot in self.slots:
                         self._fill(slot)
@@ -167,7 +169,7 @@ class Queue:
         if record["status"] == "running":  # its queue was killed
             record["interruptions"] += 1
             record["seconds"] += max(0.0, _status(workdir, "heartbeat") - record["started"])
-        record |= records.of_config(cell.config)
+        record = {name: record[name] for name in KEPT} | records.of_config(cell.config)
         record |= {"status": "running", "reason": "", "started": time.time()}
         self.store.write(record)
         self.report(record)
@@ -207,7 +209,7 @@ class Queue:
             slot.worker = None
             if slot.running and worker.ready:
                 self._end(slot, worker.process.returncode)
-            elif slot.running and not slot.running.late:
+            elif slot.running and not (slot.running.late or self.stopping):
                 text = last_words(self.store.path / f".slot{slot.number}.log")
                 raise StartError(text or f"a worker ended at once: {' '.join(self.options.worker)}")
             elif slot.running:
@@ -220,13 +222,15 @@ class Queue:
             slot.running.record |= message["facts"]
             self.store.write(slot.running.record)
         elif slot.running:
-            slot.running.record["compile_seconds"] = message["compile_seconds"]
+            slot.running.record["compile_seconds"] += message["compile_seconds"]
             self._end(slot, message["code"])
-            if self.options.isolate or message["code"] not in (errors.DONE, errors.NON_FINITE):
+            goes_on = message["code"] in (errors.DONE, errors.NON_FINITE) and not self.stopping
+            if self.options.isolate or not goes_on:
                 worker.retire(self.options.grace)
 
-    def _end(self, slot: Slot, code: int, stopping: bool = False) -> None:
+    def _end(self, slot: Slot, code: int) -> None:
         """Write down how a try ended, and give its cell back."""
+        stopping = self.stopping or self.signals.received
         run, slot.running = slot.running, None
         assert run is not None
         record, workdir = run.record, self.store.run(run.cell.id)
@@ -263,32 +267,16 @@ class Queue:
 
     def _stop(self) -> None:
         """End all workers: idle ones at once, busy ones once they have saved."""
+        self.stopping = True
         for slot in self.slots:
             if slot.running and not slot.worker:  # it could not start
-                self._end(slot, errors.PREEMPTED, stopping=True)
+                self._end(slot, errors.PREEMPTED)
             elif slot.worker and slot.running:
                 slot.worker.stop(self.options.grace)
             elif slot.worker and not slot.worker.retired:
                 slot.worker.retire(self.options.grace)
         while any(slot.worker for slot in self.slots):
-            try:
-                worker, message = self.events.get(timeout=POLL)
-            except queue.Empty:
-                for slot in self.slots:
-                    if slot.worker:
-                        slot.worker.kill_if_late()
-                continue
-            slot = next(slot for slot in self.slots if slot.worker is worker)
-            if message is None:
-                worker.close()
-                slot.worker = None
-                if slot.running:
-                    self._end(slot, worker.process.returncode, stopping=True)
-            elif slot.running and "facts" in message:
-                slot.running.record |= message["facts"]
-            elif slot.running and "code" in message:
-                self._end(slot, message["code"], stopping=True)
-                worker.retire(self.options.grace)
+            self._wait()
 
 
 def _status(workdir: Path, name: str) -> float:

@@ -86,7 +86,8 @@ class Worker:
             self.process.stdin.close()
 
     def kill_if_late(self) -> None:
-        if self.kill_at is not None and time.monotonic() > self.kill_at:
+        late = self.kill_at is not None and time.monotonic() > self.kill_at
+        if late and self.process.poll() is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
 

@@ -100,7 +100,7 @@ class Store:
     def _record(self, planned: Record) -> Record:
         path = self.run(planned["id"]) / "run.json"
         record: Record = {**planned, "status": "planned", "reason": "", "final": False}
-        record |= {"attempts": 0, "interruptions": 0, "seconds": 0.0}
+        record |= {"attempts": 0, "interruptions": 0, "seconds": 0.0, "compile_seconds": 0.0}
         if path.exists():
             record |= json.loads(path.read_text("utf-8"))
         return record
