@@ -34,7 +34,8 @@ from launch.sweeping.store import Record, Store
 
 FAILED = 1  # exit code of a queue that has seen runs fail
 HEARTBEAT = 30.0  # seconds
-KEPT = ("id", "overrides", "attempts", "interruptions", "seconds", "compile_seconds")  # by tries
+# What a record keeps from one try to the next.
+KEPT = ("id", "overrides", "attempts", "interruptions", "seconds", "compile_seconds")
 POLL = 0.2  # seconds between two looks at the clock
 BUSY = 2.0  # seconds before a cell that another queue has is asked for again
 
@@ -170,7 +171,7 @@ class Queue:
             record["interruptions"] += 1
             record["seconds"] += max(0.0, _status(workdir, "heartbeat") - record["started"])
         record = {name: record[name] for name in KEPT} | records.of_config(cell.config)
-        record |= {"status": "running", "reason": "", "started": time.time()}
+        record |= {"status": "running", "final": False, "reason": "", "started": time.time()}
         self.store.write(record)
         self.report(record)
         return Running(cell, claim, record, time.monotonic(), int(_status(workdir, "step")))
