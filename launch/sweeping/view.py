@@ -110,7 +110,8 @@ class Live:
         self._live = self._stream.isatty()
         self._drawn, self._at = 0, 0.0  # lines on the screen, and since when
         self._start, self._total = time.monotonic(), len(cells)
-        self._ended: set[str] = set()
+        self._before = {cell.id for cell in cells if store.read(cell)["final"]}
+        self._ended = set(self._before)
         varied = cell_lists.differing([cell.overrides for cell in cells])
         self._labels = {c.id: cell_lists.label(c.overrides, varied) for c in cells}
 
@@ -136,8 +137,11 @@ class Live:
         self._erase()
         self._at = time.monotonic()
         left = self._total - len(self._ended)
-        took = metrics.duration(self._at - self._start)
-        lines = [f"{len(self._ended)} ended, {len(running)} running, {left} to end  {took}"]
+        took = self._at - self._start
+        line = f"{len(self._ended)} ended, {len(running)} running  {metrics.duration(took)}"
+        if done := len(self._ended - self._before):
+            line += f"  eta {metrics.duration(took / done * left)}"
+        lines = [line]
         for cell in running:
             found = progress(self._store.run(cell), {})
             told = [f"{name} {_text(x)}" for name, x in found.items() if x is not None]
