@@ -163,7 +163,7 @@ def compare_runs(words: Sequence[str]) -> int:
             raise ValueError(f"--to={options.to}: must end in .png")
         runs = compare.open_runs(options.workdir)
         rows = compare.rows(runs, options.metric)
-        print(view.table(rows))
+        print(compare.text(runs, rows))
         if picture is not None:
             compare.plot(runs, options.metric, picture)
             print(f"curves: {picture}")

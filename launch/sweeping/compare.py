@@ -11,15 +11,20 @@ from launch.run import config as configs
 from launch.run import keys, metrics
 from launch.run.loop import HIGHER_IS_BETTER
 from launch.sweeping import cells as cell_lists
+from launch.sweeping import view
 from launch.sweeping.store import Store
 from nn import names
 
 LEGEND = 12  # runs that a legend still helps to tell apart
+COLUMNS = 6  # keys of the config that fit beside metrics
 
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
-    """name: of the run's directory. config: flat. lines: of its metrics.jsonl."""
+    """name: of the run's directory, or its path where several have one name.
+
+    config: flat. lines: of its metrics.jsonl.
+    """
 
     name: str
     config: dict[str, Any]
@@ -56,12 +61,13 @@ def open_runs(directories: Sequence[str]) -> list[Compared]:
     begun = [path for path in paths if (path / metrics.FILE).is_file()]
     if not begun:
         raise FileNotFoundError(f"--workdir={','.join(directories)}: no run has begun yet")
-    return [_open(path) for path in begun]
+    alone = len({path.name for path in begun}) == len(begun)
+    return [_open(path, path.name if alone else str(path)) for path in dict.fromkeys(begun)]
 
 
-def _open(path: Path) -> Compared:
+def _open(path: Path, name: str) -> Compared:
     config = configs.from_json((path / "config.json").read_text("utf-8"))
-    return Compared(path.name, keys.flatten(config.to_dict()), metrics.read(path / metrics.FILE))
+    return Compared(name, keys.flatten(config.to_dict()), metrics.read(path / metrics.FILE))
 
 
 def rows(runs: Sequence[Compared], metric: str) -> list[dict[str, Any]]:
@@ -89,6 +95,20 @@ def rows(runs: Sequence[Compared], metric: str) -> list[dict[str, Any]]:
         return value is None, 0.0 if value is None else sign * value
 
     return sorted(found, key=rank)
+
+
+def text(runs: Sequence[Compared], found: Sequence[dict[str, Any]]) -> str:
+    """The rows as a table; where configs differ in much, that as one of its own, a key per row."""
+    varied = cell_lists.differing([run.config for run in runs])
+    if len(varied) <= COLUMNS:
+        return view.table(found)
+    by_name = {run.name: run.config for run in runs}
+    settings = [
+        {"": key, **{row["run"]: row[key] for row in found if key in by_name[row["run"]]}}
+        for key in varied
+    ]
+    measured = [{name: x for name, x in row.items() if name not in varied} for row in found]
+    return f"{view.table(settings)}\n\n{view.table(measured)}"
 
 
 def plot(runs: Sequence[Compared], metric: str, path: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 from pyarrow import parquet
 
 from launch import sweep
+from launch.run import config as configs
 from launch.run import environment, errors
 from launch.sweeping.store import TIMES, Store
 from tests.launch import runs
@@ -141,6 +142,27 @@ def test_runs_are_compared_by_what_differs(
     assert sweep.main(["compare", *alone, "--metric=accuracy", f"--json={file}"]) == errors.DONE
     values = [row["validation accuracy"] for row in json.loads(file.read_text())["runs"]]
     assert values == sorted(values, reverse=True) and len(values) == 2
+
+
+def test_runs_that_differ_in_much_have_a_row_per_key(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And two of one name are told apart by their paths."""
+    first = finished / "runs" / results(finished)[0]["id"]
+    other = tmp_path / first.name
+    other.mkdir()
+    overrides = ["seed=7", "model.norm=layer", "model.features=4", "train.steps=90"]
+    overrides += ["data.batch_size=8", "optimizer.name=sgd", "optimizer.eps=1e-3"]
+    (other / "config.json").write_text(configs.to_json(configs.load("digits_mlp", overrides)))
+    (other / "metrics.jsonl").write_text((first / "metrics.jsonl").read_text())
+    command = ["compare", f"--workdir={first}", f"--workdir={other}"]
+    assert sweep.main(command) == errors.DONE
+    settings, measured = capsys.readouterr().out.split("\n\n")
+    assert str(first) in settings.splitlines()[0] and str(other) in settings.splitlines()[0]
+    rows = {line.split()[0]: line.split()[1:] for line in settings.splitlines()[1:]}
+    assert rows["data.batch_size"] == ["64", "8"] and rows["optimizer.name"] == ["adamw", "sgd"]
+    assert "model.out_features" not in rows
+    assert measured.splitlines()[0].split()[:4] == ["run", "step", "train", "loss"]
 
 
 def test_records_are_exported(finished: Path, tmp_path: Path) -> None:
