@@ -52,7 +52,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "launch.cluster": _NN,
     "launch.run": _ALL_NN | {"launch.data", "launch.cluster", "experiments"},
     "launch.bench": _ALL_NN | _MACHINERY,
-    "launch": _ALL_NN | _MACHINERY | {"launch.bench"},
+    "launch.sweeping": _ALL_NN | _MACHINERY,
+    "launch": _ALL_NN | _MACHINERY | {"launch.bench", "launch.sweeping"},
 }
 SIBLINGS_APART = ("nn.families", "nn.pretrained")  # their files never import each other
 
@@ -65,7 +66,7 @@ NN_NOT_STANDARD = {
     *("subprocess", "sys", "tempfile", "threading", "time", "urllib", "warnings"),
 }
 NOWHERE = {"pickle", "shelve", "dill", "tensorflow"}  # unsafe to load from; not in the base install
-EXPERIMENTS_STANDARD = {"__future__", "collections", "itertools", "math", "typing"}
+EXPERIMENTS_STANDARD = {"__future__", "collections", "itertools", "math", "random", "typing"}
 # The benchmark's peers, each imported in a process of its own, and what another package imports.
 NEEDS_EXTRA = re.compile(r"launch\.bench\.(\w+_peer|torch_job)|launch\.run\.harness")
 

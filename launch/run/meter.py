@@ -39,7 +39,7 @@ class Meter:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._per_step = {"examples_per_second": examples, "tokens_per_second": tokens}
-        self._flops, self._peak, self._clock = flops, peak, clock
+        self.flops, self._peak, self._clock = flops, peak, clock
         self._step: int | None = None
         self._since = 0.0
         self._apart = 0.0
@@ -70,8 +70,8 @@ class Meter:
         step_time = elapsed / (step - before)
         values = {"step_time": step_time}
         values |= {name: count / step_time for name, count in self._per_step.items() if count}
-        if self._flops and self._peak:
-            values["mfu"] = self._flops / step_time / self._peak
+        if self.flops and self._peak:
+            values["mfu"] = self.flops / step_time / self._peak
         return values | {"memory_bytes": memory_bytes()}
 
 

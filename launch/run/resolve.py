@@ -35,6 +35,8 @@ PARTS = {
 }
 
 
+NO_EXPERIMENTS = ("__init__", "base", "sweeps")  # what experiment files are made with
+
 EXPORTS_CONFIG = re.compile(r"^(class Config\b|from \S+ import .*\bConfig\b)", re.MULTILINE)
 
 
@@ -81,7 +83,7 @@ def experiments_directory() -> Path:
 def experiments() -> list[str]:
     """The names of the experiment files, "experiments/digits_mlp.py" and so on."""
     files = experiments_directory().glob("*.py")
-    return sorted(f"experiments/{f.name}" for f in files if f.stem not in ("__init__", "base"))
+    return sorted(f"experiments/{f.name}" for f in files if f.stem not in NO_EXPERIMENTS)
 
 
 def find_experiment(spec: str) -> tuple[Path, str | None]:

@@ -37,7 +37,7 @@ def batch_of(config: FrozenConfigDict, task: Task) -> dict[str, jax.ShapeDtypeSt
             name: np.float32 if name == "mask" else np.int32 for name in task.objective.SEQUENCE
         }
         shapes = {name: ((rows, data.sequence_length), kind) for name, kind in kinds.items()}
-    elif config.objective.name == "classify" and "image_size" in data:
+    elif config.objective.name == "classify" and "image_size" in data and "channels" in data:
         picture = (rows, data.image_size, data.image_size, data.channels)
         shapes = {
             "inputs": (picture, np.float32),

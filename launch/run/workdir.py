@@ -6,6 +6,7 @@
     metrics.jsonl    see launch/run/metrics.py
     log.<process>.txt  checkpoints/  events/  profile/
     lock             held by the trainer
+    run.json         of a run in a sweep: see launch/sweeping/record.py
 
 Use:
 
@@ -37,7 +38,7 @@ STATES = ("running", "done", "preempted", "failed")
 MAY_CHANGE = re.compile(r"(train|mesh|metrics|sample)\..*|data\.(dir|prefetch|eval_batches)")
 
 _OWN = re.compile(
-    r"(config|env|status)\.json|metrics\.jsonl|.*\.txt|lock|checkpoints|events|profile|\..*|.*\.tmp"
+    r"(config|env|status|run)\.json|metrics\.jsonl|.*\.txt|lock|checkpoints|events|profile|\..*|.*\.tmp"
 )
 _HEARTBEAT = 10.0  # seconds between two writes of `beat`
 
