@@ -18,6 +18,8 @@ from tests import parallel_cases as cases
 NAMES = cases.family_names()
 # As published; of models that transformers has, its own count of the same config.json.
 COUNTS = {
+    # |V| (1 + h + m) + h (1 + (n - 1) m): the paper's count without direct connections.
+    ("neural_lm", "brown"): 16383 * (1 + 100 + 30) + 100 * (1 + 4 * 30),
     ("transformer", "gpt"): 116_534_784,
     ("bert", "bert-base"): 110_106_428,
     ("bert", "bert-large"): 336_226_108,
