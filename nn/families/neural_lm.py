@@ -66,7 +66,7 @@ class Model(TokenModel):
         self.dropout = Dropout(c.dropout, ("batch", "tokens", None), self.train)
         self.hidden_dropout = Dropout(c.dropout, ("batch", "sequence", "mlp"), self.train)
         self.output = embed.Head(c.vocab_size, c.hidden_dim, init)
-        self.head_offset = None
+        self.head_offset, self.logit_factor = None, 1.0
         if c.bias:
             self.head_offset = self.weight(
                 "head_bias", (c.vocab_size,), ("vocab",), initializers.zeros
