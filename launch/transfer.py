@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             tuple(options.rules.split(",")),
             options.steps or (10 if check else config.train.steps),
         )
+        grid = grid.steady() if check else grid
         rate = config.optimizer.learning_rate
         tried = tuple(rate * 2.0**i for i in range(-3, 4))
         if options.rates:

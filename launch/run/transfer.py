@@ -56,6 +56,11 @@ class Grid:
         if not self.base:
             raise ValueError("nothing to multiply: name the fields of a base, such as dim=64")
 
+    def steady(self) -> Grid:
+        """The same with a rate that is constant from the first step."""
+        constant = ["optimizer.schedule=constant", "optimizer.warmup_steps=0"]
+        return dataclasses.replace(self, config=configs.override(self.config, constant))
+
     @property
     def sizes(self) -> dict[str, Any]:
         """The fields of the base and their values. Raises ValueError for one that is no size."""
@@ -135,11 +140,9 @@ def first_state(run: Run) -> Any:
 def coordinates(grid: Grid) -> dict[str, Any]:
     """The coordinate check: root mean squares of what modules give, before and after the steps.
 
-    The rate is constant from the first step. Returns {"widths": [...], "steps": n, "rules":
+    Of a grid that is `steady`. Returns {"widths": [...], "steps": n, "rules":
     {rule: {path: {"before": [...], "after": [...], "spread": x}}}}; the spread is of `after`.
     """
-    constant = ["optimizer.schedule=constant", "optimizer.warmup_steps=0"]
-    grid = dataclasses.replace(grid, config=configs.override(grid.config, constant))
     data = batches(grid.config, grid.steps)
     inputs = [data[0][name][0] for name in INPUTS if name in data[0]]
     rules: dict[str, Any] = {rule: {} for rule in grid.rules}

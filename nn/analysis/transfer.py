@@ -38,8 +38,10 @@ def coordinates(model: nn.Module, variables: Any, *inputs: Any) -> dict[str, jax
 
 def _measure(run: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
     output = run(*args, **kwargs)
-    arrays = [x for x in jax.tree.leaves(output) if hasattr(x, "dtype")]
-    if context.method_name == "__call__" and arrays and jnp.issubdtype(arrays[0].dtype, float):
+    if context.method_name != "__call__":
+        return output
+    arrays = [x for x in jax.tree.leaves(output) if jnp.issubdtype(x.dtype, jnp.floating)]
+    if arrays:
         size = jnp.sqrt(jnp.mean(jnp.square(arrays[0].astype(jnp.float32))))
         context.module.sow("intermediates", RMS, size)
     return output

@@ -11,6 +11,7 @@ heads, G key and value heads, K head width, L layers.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -137,7 +138,7 @@ def factors(specs: Sequence[Spec], bases: Sequence[Spec]) -> dict[str, float]:
                 f"scale.rule: blocks whose norm is after their sum (order 'post') have no rule for "
                 f"{spec.layers} layers beside {base.layers}; nearest: as many as in scale.base"
             )
-        if found and here != found:
+        if not all(math.isclose(value, here[name]) for name, value in found.items()):
             raise ValueError(
                 f"scale.rule: the stacks of this model want factors of their own, {found} and "
                 f"{here}; nearest: depth and width of heads that grow alike in all stacks"

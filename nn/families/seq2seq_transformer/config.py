@@ -104,12 +104,12 @@ class Config:
     def factors(self, base: Config) -> dict[str, float]:
         """What `nn.learning.parametrisation` sets, beside a smaller model."""
         own, theirs = ([c.encoder, c.decoder] for c in (self, base))
-        root = (base.dim / self.dim) ** 0.5
-        # A head that is the table is divided by the width, of which `scale_head` does the root.
-        tied = root**2 if self.tie_embeddings else 1.0
+        less = base.dim / self.dim
+        # `scale_head` and `scale_embeddings` follow the root of the width.
+        head = less if self.tie_embeddings else 1.0
         return block.factors(own, theirs) | {
-            "logit_factor": tied / root if self.scale_head else tied,
-            "embed_factor": root if self.scale_embeddings else 1.0,
+            "logit_factor": head / less**0.5 if self.scale_head else head,
+            "embed_factor": less**0.5 if self.scale_embeddings else 1.0,
         }
 
     @property
