@@ -201,6 +201,22 @@ def test_names_have_one_entry_per_dimension(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_every_weight_that_is_drawn_says_how(name: str) -> None:
+    """What rules for the size of a model need to know of first values."""
+    _, model, variables, inputs = built(name)
+    named = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs))["params"]
+    leaves = jax.tree_util.tree_leaves_with_path(
+        named, is_leaf=lambda x: isinstance(x, parallel.Named)
+    )
+    values = jax.tree.leaves(variables["params"])
+    for (path, leaf), value in zip(leaves, values, strict=True):
+        where, spread = jax.tree_util.keystr(path), float(np.std(value))
+        assert (leaf.stddev is None) == (spread < 1e-6), where
+        if leaf.stddev is not None and value.size >= 256:
+            assert spread == pytest.approx(leaf.stddev, rel=0.25), where
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_configs_are_frozen_and_every_field_can_be_written_in_a_config_file(name: str) -> None:
     config = cases.family(name).tiny()
     field = dataclasses.fields(config)[0].name

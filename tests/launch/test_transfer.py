@@ -35,10 +35,10 @@ def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
 
 
 def test_coordinates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wanted = ["--base=hidden_dim=16", "--times=1,8", "--steps=4"]
-    rate = "--config.optimizer.learning_rate=0.05"
+    wanted = ["--base=hidden_dim=32", "--times=1,8", "--steps=10"]
+    rate = "--config.optimizer.learning_rate=0.02"
     found = run(tmp_path, "coordinates", "--config=base", *SHORT, rate, *wanted)
-    assert (found["widths"], found["steps"]) == ([16, 128], 4)
+    assert (found["widths"], found["steps"]) == ([32, 256], 10)
     assert list(found["rules"]) == ["mup", "standard"]
     for rule in found["rules"].values():
         assert {"embed", "layers_0", "output"} <= rule.keys()
@@ -48,8 +48,8 @@ def test_coordinates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert found["rules"]["mup"]["output"]["spread"] < 2
     assert found["rules"]["standard"]["output"]["spread"] > 2
     out = capsys.readouterr().out
-    assert "mup: sizes after 4 steps spread by at most" in out
-    assert "from width 16 to 128" in out
+    assert "mup: sizes after 10 steps spread by at most" in out
+    assert "from width 32 to 256" in out
 
 
 def test_rates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,8 +114,8 @@ def test_a_model_that_is_its_own_base_is_bit_for_bit_the_standard_one() -> None:
 
 def test_a_wider_one_is_the_same_on_every_mesh() -> None:
     config = configs.load(None, configs.overrides_of(TINY | WIDER))
-    sizes = ["mesh.pipe=2", "mesh.fsdp=2", "mesh.tensor=2", "mesh.microbatches=2"]
-    one, split = after(config, 2), after(configs.override(config, sizes), 2, devices=8)
+    sizes = ["mesh.data=1", "mesh.fsdp=2", "mesh.tensor=2"]
+    one, split = after(config, 2), after(configs.override(config, sizes), 2, devices=4)
     jax.tree.map(np.testing.assert_array_equal, one[0].params, split[0].params)
     assert split[2] == pytest.approx(one[2], rel=1e-5)
     standard = after(load(), 2)
