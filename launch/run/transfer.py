@@ -170,11 +170,13 @@ def coordinates(grid: Grid) -> dict[str, Any]:
 def rates(grid: Grid, tried: Sequence[float], say: Callable[[str], None]) -> dict[str, Any]:
     """The best learning rate of every width: the loss is the mean of the last tenth of the steps.
 
-    {"widths", "rates", "rules": {rule: {"losses": [[...]], "best": [...], "edge": [...],
-    "slope": x}}}; the slope is in doublings of the rate for each of the width.
+    Returns {"widths", "steps", "rates", "rules": {rule: {"losses": [[...]], "best", "loss", "edge":
+    [...], "slope": x}}}: for each width the losses at the rates and `transfer.optimum`; the slope
+    is in doublings of the best rate for a doubling of the width. say: is told of each width.
     """
     data, last = batches(grid.config, grid.steps), max(grid.steps // 10, 1)
-    rules: dict[str, Any] = {r: {"losses": [], "best": [], "edge": []} for r in grid.rules}
+    kept = ("losses", "best", "loss", "edge")
+    rules: dict[str, Any] = {rule: {name: [] for name in kept} for rule in grid.rules}
     for rule, width, run in grid.runs():
         train, losses = trainer(run), []
         for rate in tried:
@@ -185,7 +187,8 @@ def rates(grid: Grid, tried: Sequence[float], say: Callable[[str], None]) -> dic
             losses.append(float(np.concatenate(found)[-last:].mean()))
         best = transfer.optimum(tried, losses)
         say(f"{rule} {width}: best rate {best.rate:.4g}, loss {best.loss:.4f}")
-        for name, value in (("losses", losses), ("best", best.rate), ("edge", best.edge)):
+        values = (losses, best.rate, best.loss, best.edge)
+        for name, value in zip(kept, values, strict=True):
             rules[rule][name].append(value)
     for found in rules.values():
         found["slope"] = transfer.slope(grid.widths, found["best"])

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 Result = Mapping[str, Any]
-COLOURS = ("#4269d0", "#ff725c", "#3ca951")  # of rules, in order
 
 
 def coordinates_text(result: Result) -> str:
@@ -45,8 +44,7 @@ def rates_text(result: Result) -> str:
         cells = [f"{width:<5d}"]
         for found in rules.values():
             mark = "*" if found["edge"][i] else " "
-            losses = [x for x in found["losses"][i] if math.isfinite(x)]
-            cells.append(f"{found['best'][i]:17.4g}{mark}{min(losses):9.4f}")
+            cells.append(f"{found['best'][i]:17.4g}{mark}{found['loss'][i]:9.4f}")
         lines.append("".join(cells))
     if any(any(found["edge"]) for found in rules.values()):
         lines.append("*: at the edge of the rates tried; the best may lie outside")
@@ -57,6 +55,7 @@ def rates_text(result: Result) -> str:
 
 def plot_coordinates(result: Result, path: Path) -> None:
     """Sizes against widths, a line for each module and a picture for each rule."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure  # without pyplot, whose backend is a notebook's own
 
     rules, widths = result["rules"], result["widths"]
@@ -64,10 +63,11 @@ def plot_coordinates(result: Result, path: Path) -> None:
     panels = figure.subplots(1, len(rules), sharey=True, squeeze=False)[0]
     for axes, (rule, found) in zip(panels, rules.items(), strict=True):
         worst = sorted(found, key=lambda path: -found[path]["spread"])[:4]
-        for name, row in found.items():
-            style = {"color": "0.75", "linewidth": 0.8, "zorder": 1}
+        for i, (name, row) in enumerate(found.items()):
+            style: dict[str, Any] = {"color": "0.75", "linewidth": 0.8, "zorder": 1}
             if name in worst:
-                style = {"linewidth": 1.6, "marker": "o", "markersize": 3, "zorder": 2}
+                style = {"color": colormaps["tab20"](i % 20), "linewidth": 1.6, "zorder": 2}
+                style |= {"marker": "o", "markersize": 3}
                 style["label"] = f"{name} ({row['spread']:.2f})"
             axes.plot(widths, row["after"], **style)
         axes.set(xlabel="width", title=rule, xscale="log", yscale="log")
@@ -89,17 +89,17 @@ def plot_rates(result: Result, path: Path) -> None:
         for i, width in enumerate(widths):
             colour = colormaps["viridis"](0.9 * (1 - i / max(len(widths) - 1, 1)))
             axes.plot(result["rates"], found["losses"][i], "o-", color=colour, markersize=3)
-            low = min(x for x in found["losses"][i] if math.isfinite(x))
-            axes.plot(found["best"][i], low, "v", color=colour, markersize=8, label=str(width))
+            best = (found["best"][i], found["loss"][i])
+            axes.plot(*best, "v", color=colour, markersize=8, label=str(width))
         title = f"{rule}: {found['slope']:+.2f} doublings per doubling"
         axes.set(xlabel="learning rate", title=title, xscale="log")
         axes.set_xscale("log", base=2)
         axes.legend(fontsize=7, title="width (best)", title_fontsize=7)
         axes.grid(alpha=0.3)
-    best = [min(x) for found in rules.values() for x in found["losses"]]
-    worst = [x for found in rules.values() for row in found["losses"] for x in row]
-    top = max(x for x in worst if math.isfinite(x))
-    panels[0].set(ylabel="loss", ylim=(min(best) * 0.98, min(top, max(best) * 1.5)))
+    low = [x for found in rules.values() for x in found["loss"]]
+    all_ = [x for found in rules.values() for row in found["losses"] for x in row]
+    top = min(max(x for x in all_ if math.isfinite(x)), max(low) * 1.5)
+    panels[0].set(ylabel="loss", ylim=(min(low) * 0.98, top * 1.02))
     figure.savefig(path, dpi=130)
 
 

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from nn.layers.dropout import Dropout
+
 RMS = "root_mean_square"
 MODEL = "output"  # the name of what the model itself gives
 
@@ -38,7 +40,7 @@ def coordinates(model: nn.Module, variables: Any, *inputs: Any) -> dict[str, jax
 
 def _measure(run: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
     output = run(*args, **kwargs)
-    if context.method_name != "__call__":
+    if context.method_name != "__call__" or isinstance(context.module, Dropout):
         return output
     arrays = [x for x in jax.tree.leaves(output) if jnp.issubdtype(x.dtype, jnp.floating)]
     if arrays:

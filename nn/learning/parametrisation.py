@@ -38,8 +38,8 @@ from nn.parallel.weight import LORA, Named, Names, is_named, matrix_dims
 RULES = dict.fromkeys(("standard", "mup", "completep"))
 # Fields of a model's Config that a rule sets, 1 where it has nothing to say.
 FACTORS = ("attention_factor", "branch_factor", "logit_factor", "embed_factor")
-# Endings of the names of weights that are added or multiplied to what they are beside.
-VECTORS = ("scale", "bias")
+VECTORS = ("scale", "bias")  # weights that are added or multiplied to what they are beside
+LOOKED_UP = ("embedding", "positions", "relative")  # tables: their rows are not summed over
 Tree = Any
 
 
@@ -119,7 +119,8 @@ def _row(path: str, own: Named, base: Named) -> Row:
             f"scale.base: {path} has the dimensions {base.names} there and {own.names} here; "
             "nearest: a base that differs in widths and in the number of stacked layers only"
         )
-    times = [a / b for a, b in zip(*shapes, strict=True)]
+    # A vocabulary is no width: a base may have another.
+    times = [1.0 if n == "vocab" else a / b for a, b, n in zip(*shapes, own.names, strict=True)]
     stack, cut = _sides(path, own.names)
     fan_in, fan_out = math.prod(times[stack:cut]), math.prod(times[cut:])
     depth = math.prod(n for n, name in zip(times, own.names, strict=True) if name == "layers")
@@ -131,13 +132,13 @@ def _row(path: str, own: Named, base: Named) -> Row:
 
 
 def _sides(path: str, logical: Names) -> tuple[int, int]:
-    """Where the inputs, and where the outputs of a weight begin. Rows of a table are looked up, not
-    summed, and no inputs; neither has a vector any."""
+    """Where the inputs, and where the outputs of a weight begin; vectors and tables have none of
+    the first."""
     stack, cut = matrix_dims(logical)
     leaf = path.rpartition("/")[2]
     if leaf.endswith(LORA[1]):
         return stack, stack + 1
-    if leaf.endswith("embedding"):
+    if leaf in LOOKED_UP:
         return stack + 1, stack + 1
     if len(logical) - stack < 2 or leaf.rpartition("_")[2] in VECTORS:
         return stack, stack

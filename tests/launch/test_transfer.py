@@ -115,7 +115,8 @@ def test_what_cannot_be_compared_is_refused(
 
 
 def test_a_best_rate_at_the_edge_is_marked() -> None:
-    rule = {"losses": [[3.0, 2.0, 1.0], [3.0, 1.0, 2.0]], "best": [4.0, 2.0], "edge": [True, False]}
+    rule = {"losses": [[3.0, 2.0, 1.0], [3.0, 1.0, 2.0]], "best": [4.0, 2.0], "loss": [1.0, 1.0]}
+    rule["edge"] = [True, False]
     result = {"widths": [8, 16], "rates": [1.0, 2.0, 4.0], "rules": {"mup": rule | {"slope": -1.0}}}
     text = transfer_report.rates_text(result)
     assert "4*   1.0000" in text

@@ -369,6 +369,46 @@ def test_kinds_of_weights_of_every_family(name: str) -> None:
         assert narrow.factors(narrow) == dict.fromkeys(set_, 1.0)
 
 
+def test_vocabularies_and_rows_of_tables_are_no_widths() -> None:
+    for name, fields, paths in (
+        ("transformer", {"vocab_size": 48, "context_length": 12}, ("embed", "positions")),
+        ("vit", {"image_size": (12, 12)}, ("embed/positions",)),
+        ("seq2seq_transformer", {"relative_buckets": 8}, ("encoder/relative",)),
+    ):
+        narrow = narrow_of(name)
+        other = dataclasses.replace(narrow, **fields)
+        rows = compare("mup", abstract(name, other), abstract(name, narrow))
+        differ = {path for path, row in rows.items() if row.shape != row.base_shape}
+        assert all(any(path.startswith(p) for path in differ) for p in paths)
+        assert {(row.fan_in, row.fan_out) for row in rows.values()} == {(1, 1)}
+
+
+@pytest.mark.parametrize("order", ["pre", "sandwich"])
+def test_branches_are_multiplied(order: str) -> None:
+    narrow = dataclasses.replace(narrow_of("transformer"), norm_order=order)
+    params = {"params": first_values("transformer", narrow)}
+    (tokens,) = cases.family("transformer").example(narrow, 2)
+
+    def added(factor: float) -> jax.Array:
+        """By the first layer's attention, before anything follows from it."""
+        config = dataclasses.replace(narrow, branch_factor=factor, num_layers=1)
+        own = {**params["params"]}
+        own["blocks"] = jax.tree.map(lambda x: x[:1], own["blocks"])
+        own["blocks"]["mlp"] = jax.tree.map(jnp.zeros_like, own["blocks"]["mlp"])
+        if order == "sandwich":
+            own["blocks"]["mlp_out_norm"]["bias"] *= 0
+        _, left = (
+            cases.family("transformer")
+            .Model(config)
+            .apply({"params": own}, tokens, mutable=["intermediates"])
+        )
+        return left["intermediates"]["blocks"]["residual"][0]
+
+    whole, third, none = added(1.0), added(1 / 3), added(0.0)
+    np.testing.assert_allclose(third - none, (whole - none) / 3, rtol=1e-3, atol=1e-5)
+    assert float(jnp.abs(whole - none).max()) > 0.1
+
+
 def test_low_rank_factors_have_rates_of_their_own() -> None:
     """Hayou, Ghosh & Yu 2024 (LoRA+): the second factor's rate does not follow the width."""
     names = ("layers", "embed", "heads", "head_dim")
