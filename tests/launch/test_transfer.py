@@ -21,6 +21,7 @@ BYTES = (
     *("model.family=neural_lm", "model.activation=relu", "data.batch_size=2"),
     *("data.sequence_length=64", "optimizer.name=adamw", "optimizer.weight_decay=0"),
     *("optimizer.b2=0.99", "optimizer.schedule=constant", "optimizer.clip_norm=0"),
+    "optimizer.learning_rate=0.02",
 )
 SHORT = [f"--config.{entry}" for entry in BYTES]
 
@@ -36,8 +37,7 @@ def run(tmp_path: Path, *arguments: str) -> dict[str, Any]:
 
 def test_coordinates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wanted = ["--base=hidden_dim=32", "--times=1,8", "--steps=10"]
-    rate = "--config.optimizer.learning_rate=0.02"
-    found = run(tmp_path, "coordinates", "--config=base", *SHORT, rate, *wanted)
+    found = run(tmp_path, "coordinates", "--config=base", *SHORT, *wanted)
     assert (found["widths"], found["steps"]) == ([32, 256], 10)
     assert list(found["rules"]) == ["mup", "standard"]
     for rule in found["rules"].values():
@@ -123,3 +123,68 @@ def test_a_best_rate_at_the_edge_is_marked() -> None:
     assert "2    1.0000" in text
     assert "*: at the edge" in text
     assert "mup: the best rate moves by -1.00 doublings" in text
+
+
+SMALL = "data.batch_size=4 data.sequence_length=64"
+# Experiment, sizes of the narrowest, rule, and what else is set: one for every family.
+CHECKS = {
+    "mlp": ("digits_mlp", "features=16,16", "mup", "optimizer.learning_rate=0.01"),
+    "neural_lm": ("base", "hidden_dim=32", "mup", " ".join(BYTES)),
+    "transformer": ("bytes_gpt", "dim=32,mlp_dim=96", "mup", f"model.num_layers=2 {SMALL}"),
+    "transformer, deep": (
+        *("bytes_gpt", "num_layers=2", "completep"),
+        f"model.dim=32 model.mlp_dim=96 {SMALL}",
+    ),
+    "vit": ("digits_vit", "dim=16", "mup", "data.batch_size=16 model.num_layers=2"),
+    "resnet": (
+        *("digits_resnet", "width=4", "mup"),
+        "data.batch_size=16 model.stages=1,1 optimizer.name=adamw optimizer.learning_rate=0.003",
+    ),
+    "clip": (
+        *("clip_digits", "image_dim=16,text_dim=16,embed_dim=16", "mup"),
+        "data.batch_size=16 model.image_layers=1 model.text_layers=1",
+    ),
+    "bert": ("bert_bytes", "dim=16,mlp_dim=32", "mup", f"model.num_layers=2 {SMALL}"),
+    "seq2seq_transformer": (
+        *("seq2seq_reverse", "dim=16", "mup"),
+        "data.batch_size=16 model.encoder_layers=1 model.decoder_layers=1",
+    ),
+    "whisper": (
+        *("whisper_tones", "dim=16", "mup"),
+        "data.batch_size=8 model.encoder_layers=1 model.decoder_layers=1",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.usefixtures("optimised")
+def test_what_modules_give_does_not_follow_the_width(name: str) -> None:
+    """Nor, under CompleteP, the depth: within a factor of 2 over one of 8; else it does."""
+    experiment, base, rule, settings = CHECKS[name]
+    config = configs.load(experiment, settings.split())
+    grid = transfer.Grid(config, base, (1, 8), (rule, "standard"), 10).steady()
+    found = transfer.coordinates(grid)["rules"]
+    largest = {
+        kind: max((row["spread"], path) for path, row in rows.items())
+        for kind, rows in found.items()
+    }
+    assert largest[rule][0] <= 2, largest
+    assert largest["standard"][0] > 2, largest
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
+def test_the_best_rate_stays_where_it_is() -> None:
+    """Over widths from 32 to 512: see the numbers of README.md."""
+    settings = ["model.activation=tanh", "data.batch_size=4", "data.sequence_length=32"]
+    config = configs.load("base", [*BYTES, *settings])
+    grid = transfer.Grid(config, "hidden_dim=32", (1, 2, 4, 8, 16), ("mup", "standard"), 600)
+    rules = transfer.rates(grid, [2.0**i for i in range(-10, -3)], lambda line: None)["rules"]
+    assert not any(rules["mup"]["edge"] + rules["standard"]["edge"])
+    assert abs(rules["mup"]["slope"]) <= 0.2
+    assert rules["standard"]["slope"] < -0.3
+    # At the best rate of the narrowest, wider is better.
+    losses = np.asarray(rules["mup"]["losses"])
+    at_base = losses[:, losses[0].argmin()]
+    assert (np.diff(at_base) < 0).all()
