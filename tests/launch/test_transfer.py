@@ -147,7 +147,8 @@ CHECKS = {
     "bert": ("bert_bytes", "dim=16,mlp_dim=32", "mup", f"model.num_layers=2 {SMALL}"),
     "seq2seq_transformer": (
         *("seq2seq_reverse", "dim=16", "mup"),
-        "data.batch_size=16 model.encoder_layers=1 model.decoder_layers=1",
+        "data.batch_size=16 model.encoder_layers=1 model.decoder_layers=1 "
+        "optimizer.learning_rate=0.0005",
     ),
     "whisper": (
         *("whisper_tones", "dim=16", "mup"),

@@ -1,10 +1,4 @@
-"""The rules for the size of a model, beside the tables of their papers and what they promise.
-
-A wide model whose units are copies of a narrow one's computes what the narrow one computes. Under
-muP it also learns what that learns, step by step and number by number: with every optimizer, decay,
-epsilon and limit of the gradient's norm. Nothing else does that, and no part of the rule may be
-wrong or missing.
-"""
+"""The rules for the size of a model beside the tables of their papers, for every family."""
 
 from __future__ import annotations
 
@@ -15,258 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
-from experiments import base
-from launch.run import optimizer
-from nn import initializers, parallel
-from nn.layers.position import sinusoids
-from nn.learning.parametrisation import FACTORS, Row, compare, scaled
+from nn import parallel
+from nn.learning.parametrisation import FACTORS, compare, scaled
 from nn.learning.tune import Tune
 from nn.parallel.weight import Named
 from tests import parallel_cases as cases
-
-# Small models, and the fields that make them wider. What does not repeat when it is made longer,
-# such as rotary frequencies, is left out.
-NARROW: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "mlp": ({"features": (8, 12, 8), "norm": "layer"}, ("features",)),
-    "neural_lm": ({"hidden_dim": 16}, ("hidden_dim", "embed_dim")),
-    "resnet": ({"width": 4}, ("width",)),
-    "transformer": ({"dim": 16}, ("dim", "mlp_dim")),
-    "vit": ({"dim": 16, "num_layers": 2, "num_heads": 2}, ("dim", "mlp_dim", "num_heads")),
-    "bert": ({"embed_dim": 12, "num_layers": 2}, ("dim", "mlp_dim", "embed_dim")),
-    "seq2seq_transformer": ({"position": "relative", "scale_head": True}, ("dim", "mlp_dim")),
-    "clip": (
-        {"kind": "siglip", "embed_dim": 32},
-        ("image_dim", "text_dim", "embed_dim", "image_mlp_dim", "text_mlp_dim"),
-    ),
-    "whisper": ({}, ("dim", "num_heads", "decoder_heads", "mlp_dim", "decoder_mlp_dim")),
-}
-EXPERTS = {
-    "num_experts": 4,
-    "expert_dim": 8,
-    "num_kv_heads": 2,
-    "tie_embeddings": False,
-    "qk_norm": "head",
-    "norm": "rms_one",
-    "activation": "swiglu",
-    "layer_scale": 0.0,
-}
-
-
-def options(name: str = "adamw", **values: Any) -> ConfigDict:
-    found = base.get_config().optimizer
-    # Large, so that a wrong factor would be seen.
-    found.update(name=name, learning_rate=0.02, schedule="constant", eps=1e-3, clip_norm=0.05)
-    found.update(weight_decay=0.5, **values)
-    return found
-
-
-def narrow_of(name: str) -> Any:
-    fields, _ = NARROW[name]
-    return dataclasses.replace(cases.family(name).tiny(), **fields)
-
-
-def wide_of(name: str, narrow: Any, times: int = 2) -> Any:
-    _, widths = NARROW[name]
-
-    def larger(value: Any) -> Any:
-        return tuple(times * x for x in value) if isinstance(value, tuple) else times * value
-
-    wide = dataclasses.replace(narrow, **{f: larger(getattr(narrow, f)) for f in widths})
-    if not hasattr(wide, "factors"):
-        return wide
-    return dataclasses.replace(wide, **wide.factors(narrow))
-
-
-def abstract(name: str, config: Any) -> Any:
-    family = cases.family(name)
-    inputs = family.example(config, 2)
-    return jax.eval_shape(lambda: family.Model(config).init(jax.random.key(0), *inputs))["params"]
-
-
-def widened(params: Any, rows: dict[str, Row]) -> Any:
-    """Every unit again and again; what sums over them is divided by how often."""
-
-    def one(path: Any, x: Any) -> jax.Array:
-        row = rows[jax.tree_util.keystr(path, simple=True, separator="/")]
-        for axis, (new, old) in enumerate(zip(row.shape, row.base_shape, strict=True)):
-            x = np.repeat(x, new // old, axis)
-        return jnp.asarray(x / row.fan_in)
-
-    return jax.tree_util.tree_map_with_path(one, params)
-
-
-def losses(
-    name: str, config: Any, params: Any, chain: ConfigDict, rows: Any, steps: int = 3
-) -> list[float]:
-    """Of the first steps from some parameters."""
-    family, objective = cases.family(name), cases.objective_of(name)
-    batch = {k: jnp.asarray(x) for k, x in cases.batch_of(name, narrow_of(name)).items()}
-    named = abstract(name, config)
-    method, _ = optimizer.make(chain, steps, named, rows=rows)
-    model, key = family.Model(config), jax.random.key(0)
-    rest = jax.eval_shape(lambda: model.init(key, *family.example(config, 2)))
-    statistics = {
-        kind: jax.tree.map(lambda x: jnp.zeros(x.shape), parallel.unbox(tree))
-        for kind, tree in rest.items()
-        if kind not in ("params", "intermediates")
-    }
-
-    @jax.jit
-    def step(params: Any, state: Any) -> Any:
-        def loss(params: Any) -> jax.Array:
-            variables = {"params": params, **statistics}
-            sums, _ = objective.sums(objective.Config(), model, variables, batch, key, train=True)
-            return sums["loss"][0] / sums["loss"][1]
-
-        value, gradients = jax.value_and_grad(loss)(params)
-        updates, state = method.update(gradients, state, params)
-        return jax.tree.map(jnp.add, params, updates), state, value
-
-    state, found = method.init(params), []
-    for _ in range(steps):
-        params, state, value = step(params, state)
-        found.append(float(value))
-    return found
-
-
-def first_values(name: str, config: Any) -> Any:
-    """With biases that are not 0, and heads that say something."""
-    family = cases.family(name)
-    params = parallel.unbox(
-        jax.jit(family.Model(config).init)(jax.random.key(1), *family.example(config, 2))
-    )["params"]
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: x + rng.normal(size=x.shape).astype(np.float32) / 20, params)
-
-
-def twins(
-    name: str, narrow: Any, chain: ConfigDict, rule: str = "mup"
-) -> tuple[list[float], list[float]]:
-    """Losses of a model and of one with two copies of every unit."""
-    wide = wide_of(name, narrow)
-    rows = compare("mup", abstract(name, wide), abstract(name, narrow))
-    params = first_values(name, narrow)
-    used = rows if rule == "mup" else {}
-    return (
-        losses(name, narrow, params, chain, {}),
-        losses(name, wide, widened(params, rows), chain, used),
-    )
-
-
-QUICK = ("mlp", "neural_lm", "transformer")
-FAMILIES = [
-    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
-    for name in cases.family_names()
-]
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_copies_of_all_units_learn_what_they_are_copies_of(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    narrow = narrow_of(name)
-    if name == "whisper":  # whose positions are not learned, and hence not copied
-        monkeypatch.setattr(
-            "nn.families.whisper.model.sinusoids",
-            lambda places, dim, **more: jnp.repeat(
-                sinusoids(places, narrow.dim, **more), dim // narrow.dim, -1
-            ),
-        )
-    before, after = twins(name, narrow, options())
-    np.testing.assert_allclose(after, before, rtol=2e-4)
-    assert abs(before[2] / before[0] - 1) > 0.01, "nothing was learned"
-
-
-@pytest.mark.slow
-def test_copies_of_experts_and_of_normed_heads_too() -> None:
-    narrow = dataclasses.replace(narrow_of("transformer"), **EXPERTS)
-    before, after = twins("transformer", narrow, options())
-    np.testing.assert_allclose(after, before, rtol=2e-4)
-
-
-def test_without_a_rule_they_learn_something_else() -> None:
-    before, after = twins("neural_lm", narrow_of("neural_lm"), options(), rule="standard")
-    assert after[0] == pytest.approx(before[0], rel=1e-5)
-    assert abs(after[2] - before[2]) > 0.01
-
-
-def network(sizes: tuple[int, int, int]) -> dict[str, Named]:
-    """A stack of two hidden matrices between an input and an output."""
-    inputs, hidden, outputs = sizes
-    draw, key = initializers.normal(0.5), jax.random.key(0)
-
-    def weight(i: int, *shape: int) -> jax.Array:
-        return draw(jax.random.fold_in(key, i), shape)
-
-    return {
-        "first": {
-            "kernel": Named(weight(0, inputs, hidden), (None, "embed"), 0.5),
-            "bias": Named(weight(1, hidden), (None,)),
-        },
-        "blocks": {
-            "kernel": Named(weight(2, 2, hidden, hidden), ("layers", "embed", "mlp"), 0.5),
-            "scale": Named(weight(3, 2, hidden), ("layers", None)),
-        },
-        "output": {"kernel": Named(weight(4, hidden, outputs), ("embed", None), 0.5)},
-    }
-
-
-def run_network(params: Any, chain: ConfigDict, named: Any, rows: Any) -> np.ndarray:
-    """What it gives after some steps."""
-    x = jnp.sin(jnp.arange(15.0)).reshape(5, 3)
-    y = jnp.cos(jnp.arange(20.0)).reshape(5, 4)
-    method, _ = optimizer.make(chain, 4, named, rows=rows)
-
-    def apply(p: Any) -> jax.Array:
-        h = jnp.tanh(x @ p["first"]["kernel"] + p["first"]["bias"][None])
-        for i in range(2):
-            h = h + jnp.tanh(h @ p["blocks"]["kernel"][i]) * p["blocks"]["scale"][i][None]
-        return h @ p["output"]["kernel"]
-
-    @jax.jit
-    def step(params: Any, state: Any) -> Any:
-        gradients = jax.grad(lambda p: jnp.mean(jnp.square(apply(p) - y)))(params)
-        updates, state = method.update(gradients, state, params)
-        return jax.tree.map(jnp.add, params, updates), state
-
-    state = method.init(params)
-    for _ in range(4):
-        params, state = step(params, state)
-    return np.asarray(apply(params))
-
-
-METHODS: dict[str, dict[str, Any]] = {
-    "sgd": {"learning_rate": 0.5},
-    "momentum": {"clip_norm": 0.0},
-    "nesterov": {"learning_rate": 0.1},
-    "rmsprop": {"weight_decay": 0.0},
-    "adam": {"weight_decay": 0.0, "clip_norm": 0.0},
-    "adamw": {"eps": 0.1, "decay_mask": "all"},
-    "lion": {},
-    "muon": {},
-}
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_every_optimizer_treats_copies_alike(name: str) -> None:
-    narrow, wide = network((3, 6, 4)), network((3, 18, 4))
-    rows, params = compare("mup", wide, narrow), parallel.unbox(narrow)
-    chain = options(name)
-    chain.update(METHODS[name])
-    before = run_network(params, chain, narrow, {})
-    after = run_network(widened(params, rows), chain, wide, rows)
-    np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-4)
-    unlike = run_network(widened(params, rows), chain, wide, {})
-    assert np.abs(unlike - before).max() > 0.01
-
-
-def test_those_without_a_rule_are_known() -> None:
-    without = {name for name, method in optimizer.METHODS.items() if method.scales is None}
-    assert without == {"adafactor", "lamb"}
-    assert {*METHODS, *without} == set(optimizer.NAMES)
-
+from tests.widths import abstract, first_values, narrow_of, network, wide_of
 
 # (m_in, m_out, l) of some weights of a decoder four times as wide and three times as deep
 DECODER = {
@@ -307,7 +56,7 @@ def test_rates_and_first_values_are_those_of_the_papers() -> None:
     assert kinds["blocks/mlp/up/kernel"] == "hidden"
     assert kinds["embed/embedding"] == kinds["blocks/attention/out_bias"] == "input"
     assert kinds["head_bias"] == "fixed"
-    # The head's variance is 1 / m_in^2, that of hidden weights 1 / m_in; 0.02 / sqrt(2 layers) of
+    # The head's variance is 1 / m_in^2, that of hidden weights 1 / m_in; 1 / sqrt(2 layers) of
     # those that write to the residual does not follow the depth.
     assert rows["output/kernel"].initial == pytest.approx(1 / 4)
     assert rows["blocks/attention/query_kernel"].initial == pytest.approx(1 / 2)
@@ -371,11 +120,11 @@ def test_kinds_of_weights_of_every_family(name: str) -> None:
 
 def test_vocabularies_and_rows_of_tables_are_no_widths() -> None:
     for name, fields, paths in (
-        ("transformer", {"vocab_size": 48, "context_length": 12}, ("embed", "positions")),
+        ("transformer", {"vocab_size": 48, "context_length": 12}, ("embed", "positions", "output")),
         ("vit", {"image_size": (12, 12)}, ("embed/positions",)),
         ("seq2seq_transformer", {"relative_buckets": 8}, ("encoder/relative",)),
     ):
-        narrow = narrow_of(name)
+        narrow = decoders()[0] if name == "transformer" else narrow_of(name)
         other = dataclasses.replace(narrow, **fields)
         rows = compare("mup", abstract(name, other), abstract(name, narrow))
         differ = {path for path, row in rows.items() if row.shape != row.base_shape}
