@@ -18,7 +18,7 @@ from launch.run.state import initial_state
 
 # Bytes of the standard library, the last twelve of which a prediction looks at.
 BYTES = (
-    *("model.family=neural_lm", "model.activation=relu", "data.batch_size=2"),
+    *("model.family=neural_lm", "data.batch_size=2"),
     *("data.sequence_length=64", "optimizer.name=adamw", "optimizer.weight_decay=0"),
     *("optimizer.b2=0.99", "optimizer.schedule=constant", "optimizer.clip_norm=0"),
     "optimizer.learning_rate=0.02",
@@ -178,7 +178,7 @@ def test_what_modules_give_does_not_follow_the_width(name: str) -> None:
 @pytest.mark.usefixtures("optimised")
 def test_the_best_rate_stays_where_it_is() -> None:
     """Over widths from 32 to 512: see the numbers of README.md."""
-    settings = ["model.activation=tanh", "data.batch_size=4", "data.sequence_length=32"]
+    settings = ["data.batch_size=4", "data.sequence_length=32"]
     config = configs.load("base", [*BYTES, *settings])
     grid = transfer.Grid(config, "hidden_dim=32", (1, 2, 4, 8, 16), ("mup", "standard"), 600)
     rules = transfer.rates(grid, [2.0**i for i in range(-10, -3)], lambda line: None)["rules"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -82,12 +83,16 @@ def test_a_step_costs_six_operations_per_token_and_weight_of_a_matrix() -> None:
     assert flops.train_step_flops(loss, params).model.total == 6 * matrices * TOKENS.size
 
 
+@functools.cache
+def one_device() -> cases.Result:
+    return cases.measure("neural_lm", TINY, {})
+
+
 @pytest.mark.parametrize("attention", ["ring", "ulysses"])
 def test_shards_of_the_positions_see_the_tokens_before_theirs(attention: str) -> None:
     rules = parallel.Rules(sequence_parallel=True, attention=attention)
     sizes = {"fsdp": 2, "context": 2, "tensor": 2}
-    split = cases.measure("neural_lm", TINY, sizes, rules)
-    cases.assert_same(split, cases.measure("neural_lm", TINY, {}, rules))
+    cases.assert_same(cases.measure("neural_lm", TINY, sizes, rules), one_device())
 
 
 def test_cached_decoding_equals_the_full_pass() -> None:

@@ -68,18 +68,15 @@ def test_rates_and_first_values_are_those_of_the_papers() -> None:
 
 
 def test_first_values_have_the_size_that_the_rule_wants() -> None:
-    narrow = narrow_of("neural_lm")
-    wide = dataclasses.replace(narrow, hidden_dim=8 * narrow.hidden_dim)
-    family, key = cases.family("neural_lm"), jax.random.key(0)
-    rows = compare("mup", abstract("neural_lm", wide), abstract("neural_lm", narrow))
-    initial = jax.jit(lambda: family.Model(wide).init(key, *family.example(wide, 2))["params"])
-    sizes = {"layers_0": (5 * 8) ** -0.5, "layers_1": 16**-0.5 / 8**0.5, "output": 16**-0.5 / 8}
-    made = parallel.unbox(scaled(initial(), rows))
+    narrow, wide = network((3, 12, 4)), network((3, 96, 4))
+    made = parallel.unbox(scaled(wide, compare("mup", wide, narrow)))
+    sizes = {"first": 0.5, "blocks": 0.5 * 8**-0.5, "output": 0.5 / 8}
     for name, size in sizes.items():
         assert float(made[name]["kernel"].std()) == pytest.approx(size, rel=0.06), name
+    assert (made["blocks"]["scale"] == wide["blocks"]["scale"].value).all()
     # Widths that grow apart: what has fewer outputs than inputs is as small as its outputs are few.
-    row = compare("mup", network((3, 36, 4)), network((3, 12, 4)))["output/kernel"]
-    assert row.initial == pytest.approx(1 / 3)
+    tree, base = ({"kernel": Named(jnp.ones(n), ("embed", "mlp"), 1.0)} for n in ((8, 4), (2, 2)))
+    assert compare("mup", tree, base)["kernel"].initial == pytest.approx(4**-0.5 * 0.5**0.5)
 
 
 # Weights that sum over what grows and make what does not.
@@ -132,28 +129,24 @@ def test_vocabularies_and_rows_of_tables_are_no_widths() -> None:
         assert {(row.fan_in, row.fan_out) for row in rows.values()} == {(1, 1)}
 
 
-@pytest.mark.parametrize("order", ["pre", "sandwich"])
-def test_branches_are_multiplied(order: str) -> None:
-    narrow = dataclasses.replace(narrow_of("transformer"), norm_order=order)
-    params = {"params": first_values("transformer", narrow)}
+def test_branches_are_multiplied() -> None:
+    """After their norm, where they have one; here by the first layer's attention."""
+    narrow = dataclasses.replace(narrow_of("transformer"), norm_order="sandwich")
+    params = first_values("transformer", narrow)
+    blocks = jax.tree.map(lambda x: x[:1], params["blocks"])
+    params["blocks"] = blocks | {
+        name: jax.tree.map(jnp.zeros_like, blocks[name]) for name in ("mlp", "mlp_out_norm")
+    }
     (tokens,) = cases.family("transformer").example(narrow, 2)
 
-    def added(factor: float) -> jax.Array:
-        """By the first layer's attention, before anything follows from it."""
+    def after(factor: float) -> jax.Array:
         config = dataclasses.replace(narrow, branch_factor=factor, num_layers=1)
-        own = {**params["params"]}
-        own["blocks"] = jax.tree.map(lambda x: x[:1], own["blocks"])
-        own["blocks"]["mlp"] = jax.tree.map(jnp.zeros_like, own["blocks"]["mlp"])
-        if order == "sandwich":
-            own["blocks"]["mlp_out_norm"]["bias"] *= 0
-        _, left = (
-            cases.family("transformer")
-            .Model(config)
-            .apply({"params": own}, tokens, mutable=["intermediates"])
-        )
-        return left["intermediates"]["blocks"]["residual"][0]
+        model = cases.family("transformer").Model(config)
+        apply = jax.jit(lambda p: model.apply({"params": p}, tokens, mutable=["intermediates"]))
+        (residual_LBTD,) = apply(params)[1]["intermediates"]["blocks"]["residual"]
+        return residual_LBTD
 
-    whole, third, none = added(1.0), added(1 / 3), added(0.0)
+    whole, third, none = after(1.0), after(1 / 3), after(0.0)
     np.testing.assert_allclose(third - none, (whole - none) / 3, rtol=1e-3, atol=1e-5)
     assert float(jnp.abs(whole - none).max()) > 0.1
 
