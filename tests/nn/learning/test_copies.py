@@ -27,13 +27,11 @@ from tests.widths import abstract, first_values, narrow_of, network, wide_of, wi
 
 EXPERTS = {
     "num_experts": 4,
-    "expert_dim": 8,
     "num_kv_heads": 2,
     "tie_embeddings": False,
     "qk_norm": "head",
     "norm": "rms_one",
     "activation": "swiglu",
-    "layer_scale": 0.0,
 }
 
 
