@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     """The defaults, not locked: `launch.run.config.load` refuses what is no key."""
     config = ConfigDict()
     config.seed = 0  # of the initial parameters, the order of the data and the dropout
-    for section in (_parts, _data, _optimizer, _tune, _machine, _train, _outputs):
+    for section in (_parts, _data, _optimizer, _scale, _tune, _machine, _train, _outputs):
         section(config)
     return config
 
@@ -63,6 +63,15 @@ def _optimizer(config: ConfigDict) -> None:
     config.optimizer.b2 = 0.95  # mean of its square: those, and rmsprop
     config.optimizer.eps = 1e-8  # added to the root of the mean square: those, and rmsprop
     config.optimizer.momentum = 0.9  # momentum, nesterov, muon
+
+
+def _scale(config: ConfigDict) -> None:
+    config.scale = ConfigDict()
+    # What follows the size of the model beside a smaller one, the base, at which the optimizer was
+    # tuned: standard (nothing), mup (first values, rates: for width), completep (for depth too)
+    config.scale.rule = "standard"
+    # fields of the model in which the base differs, such as "dim=64,num_heads=4"
+    config.scale.base = ""
 
 
 def _tune(config: ConfigDict) -> None:

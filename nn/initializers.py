@@ -4,10 +4,13 @@ The three classic scalings differ in which fan (number of inputs or outputs of a
 is divided by. Fans follow from the axes of the kernel that are summed over (`in_axes`) and produced
 (`out_axes`); what is neither, such as the window of a convolution, counts in both, unless it only
 stacks independent kernels (`stack_axes`, such as experts).
+
+What draws its values has an attribute `stddev`, a function of the shape.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -64,14 +67,28 @@ DISTRIBUTIONS: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Random:
+    """Values of mean 0 with a standard deviation that follows from the shape.
+
+    draw: (key, shape, dtype, stddev) -> array.
+    """
+
+    draw: Callable[..., jax.Array]
+    stddev: Callable[[Sequence[int]], float]
+
+    def __call__(self, key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+        return self.draw(key, shape, dtype, self.stddev(shape))
+
+
 def _scaled(distribution: str, stddev: Callable[[Sequence[int]], float]) -> Initializer:
     """A distribution of mean 0 whose standard deviation follows from the shape."""
-    draw = names.lookup("distribution", distribution, DISTRIBUTIONS)
+    unit = names.lookup("distribution", distribution, DISTRIBUTIONS)
 
-    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
-        return draw(key, shape, dtype) * jnp.asarray(stddev(shape), dtype)
+    def draw(key: jax.Array, shape: Sequence[int], dtype: Any, stddev: float) -> jax.Array:
+        return unit(key, shape, dtype) * jnp.asarray(stddev, dtype)
 
-    return init
+    return Random(draw, stddev)
 
 
 def normal(stddev: float = 1.0) -> Initializer:
@@ -193,14 +210,20 @@ def orthogonal(
     The window of a convolution counts among its inputs. Axes: see `fans`.
     """
 
-    def init(key: jax.Array, shape: Sequence[int], dtype: Any = jnp.float32) -> jax.Array:
+    def sizes(shape: Sequence[int]) -> tuple[int, int, int]:
+        """(matrices, rows, columns)."""
+        _, outs, stack = _split_axes(shape, in_axes, out_axes, stack_axes)
+        columns, stacked = (math.prod(shape[i] for i in axes) for axes in (outs, stack))
+        return stacked, math.prod(shape) // max(columns * stacked, 1), columns
+
+    def stddev(shape: Sequence[int]) -> float:
+        return scale / math.sqrt(max(1, *sizes(shape)[1:]))
+
+    def draw(key: jax.Array, shape: Sequence[int], dtype: Any, _: float) -> jax.Array:
         ins, outs, stack = _split_axes(shape, in_axes, out_axes, stack_axes)
         window = tuple(i for i in range(len(shape)) if i not in (*ins, *outs, *stack))
         order = (*stack, *window, *ins, *outs)
-        sizes = tuple(shape[i] for i in order)
-        columns = math.prod(shape[i] for i in outs)
-        stacked = math.prod(shape[i] for i in stack)
-        rows = math.prod(shape) // max(columns * stacked, 1)
+        stacked, rows, columns = sizes(shape)
         tall = (stacked, max(rows, columns), min(rows, columns))
         # Float32 at least: there is no decomposition of half precision.
         work = jnp.promote_types(dtype, jnp.float32)
@@ -209,9 +232,10 @@ def orthogonal(
         q = q * jnp.sign(jnp.diagonal(r, axis1=1, axis2=2))[:, None, :]
         matrix = q if rows >= columns else q.swapaxes(1, 2)
         back = sorted(range(len(order)), key=lambda i: order[i])
-        return (scale * matrix.reshape(sizes).transpose(back)).astype(dtype)
+        turned = matrix.reshape(tuple(shape[i] for i in order)).transpose(back)
+        return (scale * turned).astype(dtype)
 
-    return init
+    return Random(draw, stddev)
 
 
 INITIALIZERS: Mapping[str, Callable[..., Initializer]] = MappingProxyType(

@@ -18,6 +18,8 @@ from tests import parallel_cases as cases
 NAMES = cases.family_names()
 # As published; of models that transformers has, its own count of the same config.json.
 COUNTS = {
+    # |V| (1 + h + m) + h (1 + (n - 1) m): the paper's count without direct connections.
+    ("neural_lm", "brown"): 16383 * (1 + 100 + 30) + 100 * (1 + 4 * 30),
     ("transformer", "gpt"): 116_534_784,
     ("bert", "bert-base"): 110_106_428,
     ("bert", "bert-large"): 336_226_108,
@@ -196,6 +198,22 @@ def test_names_have_one_entry_per_dimension(name: str) -> None:
     for leaf in jax.tree.leaves(named["params"], is_leaf=lambda x: isinstance(x, parallel.Named)):
         assert isinstance(leaf, parallel.Named)
         assert len(leaf.names) == leaf.value.ndim
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_weight_that_is_drawn_says_how(name: str) -> None:
+    """What rules for the size of a model need to know of first values."""
+    _, model, variables, inputs = built(name)
+    named = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs))["params"]
+    leaves = jax.tree_util.tree_leaves_with_path(
+        named, is_leaf=lambda x: isinstance(x, parallel.Named)
+    )
+    values = jax.tree.leaves(variables["params"])
+    for (path, leaf), value in zip(leaves, values, strict=True):
+        where, spread = jax.tree_util.keystr(path), float(np.std(value))
+        assert (leaf.stddev is None) == (spread < 1e-6), where
+        if leaf.stddev is not None and value.size >= 256:
+            assert spread == pytest.approx(leaf.stddev, rel=0.25), where
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -13,7 +13,7 @@ from ml_collections import FrozenConfigDict
 from launch.data.loader import Loader
 from launch.data.source import TASKS, Source, Spec, data_directory
 from launch.run import config as configs
-from launch.run import optimizer, precision, resolve
+from launch.run import optimizer, precision, resolve, scale
 from launch.run.validate import tune_of
 from nn import parallel
 from nn.learning.task import Task
@@ -85,10 +85,11 @@ def build(
         tune=tune_of(config),
     )
     named = jax.eval_shape(lambda: task.variables(0))
+    rows = scale.rows(config, model_config, named["params"], task.tune)
     shardings = parallel.shardings(mesh, check_task(config, task, named)["params"])
     (params, _), (places, _) = (task.tune.split(x) for x in (named["params"], shardings))
-    transform, rate = optimizer.make(config.optimizer, config.train.steps, params, places)
-    task = dataclasses.replace(task, optimizer=transform)
+    transform, rate = optimizer.make(config.optimizer, config.train.steps, params, places, rows)
+    task = dataclasses.replace(task, optimizer=transform, rows=rows)
     rule = resolve.module("rule", config.rule.name).Rule(configs.section(config, "rule"), task)
     notes = (f"attention over mesh.context={mesh.shape['context']}: {attention} ({why})",)
     return Run(config, rule, named, rate, notes if why else ())

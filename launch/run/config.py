@@ -18,7 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from launch.run import keys, published, resolve
+from launch.run import keys, published, resolve, scale
 from launch.run.keys import Key
 from launch.run.validate import validate
 from nn import names
@@ -104,19 +104,34 @@ def _resolve(
         known |= keys.part_keys(part_name, chosen[part.selector])
     values = {name: key.default for name, key in known.items()} | _preset(chosen)
     values |= {} if source is None else _fields(source.config)
+    old_rule = set_["scale.rule"] if "scale.rule" in set_ else scale.STANDARD
+    derived = scale.factor_keys() if old_rule != scale.STANDARD else {}  # by that rule
     for name, value in set_.items():
-        if name in base or name.partition(".")[0] not in dropped:
+        if name not in derived and (name in base or name.partition(".")[0] not in dropped):
             values[name] = _checked(name, known, origin, keys.coerce, value)
     values |= chosen
     for name, text in texts.items():
         values[name] = _checked(name, known, "--config", keys.parse, text)
-    config = FrozenConfigDict(keys.nest(values))
-    validate(config)
+    config = _with_factors(values)
     for part_name in resolve.PARTS:
         section(config, part_name)  # the checks of each file's own Config
     if source is not None:
         source.check(section(config, "model"))
     return config
+
+
+def _with_factors(values: dict[str, Any]) -> FrozenConfigDict:
+    """The validated config, with what `scale.rule` sets; nobody else may set that."""
+    config = FrozenConfigDict(keys.nest(values))
+    validate(config)
+    found = scale.factors(config, section(config, "model"))
+    for name, value in found.items():
+        if values[name] not in (1.0, value):
+            raise ValueError(
+                f"{name}={values[name]} is set by scale.rule={values['scale.rule']!r}, to {value}; "
+                "nearest: to leave it out"
+            )
+    return FrozenConfigDict(keys.nest(values | found)) if found else config
 
 
 def _checked(name: str, known: Mapping[str, Key], origin: str, read: Any, value: Any) -> Any:

@@ -8,13 +8,16 @@ The kind of a parameter is its leaf's name: kernel, embedding, scale or bias, al
 underscore (`query_kernel`). Its rank would mislead: layers are stacked, so that a bias is (L, D).
 `decay_mask="kernels"` decays kernels only. Methods that look at whole matrices (lamb, adafactor,
 muon) see each layer and each expert of a stack by itself.
+
+Under a rule of `nn.learning.parametrisation` the gradients of a weight are multiplied before they
+become a direction, and the direction after it, by what the rule makes of the weight's shape.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -25,6 +28,7 @@ from ml_collections import ConfigDict
 from optax import contrib
 
 from nn import names
+from nn.learning.parametrisation import Row
 from nn.optim.muon import scale_by_muon
 from nn.parallel.weight import STACKED, is_named, matrix_dims
 
@@ -156,38 +160,94 @@ def _muon(o: ConfigDict, leaves: Tree) -> optax.GradientTransformation:
     )
 
 
+Scales = Callable[[Leaf, Row], tuple[float, float]]
+
+
+def _sgd_scales(leaf: Leaf, row: Row) -> tuple[float, float]:
+    """The root of the factor of the rate on either side: between them all weights are of a size."""
+    return row.sgd_rate**0.5, row.sgd_rate**0.5
+
+
+def _adam_scales(leaf: Leaf, row: Row) -> tuple[float, float]:
+    """Gradients as large as the base's, beside epsilon."""
+    return 1 / row.gradient, row.adam_rate
+
+
+def _muon_scales(leaf: Leaf, row: Row) -> tuple[float, float]:
+    """The spectral norm of a step, 0.2 sqrt(side), becomes sqrt(outputs / inputs) over that of the
+    base (Yang, Simon & Bernstein 2023, condition 1)."""
+    if leaf.matrix is None:
+        return _adam_scales(leaf, row)
+    side = leaf.side / dataclasses.replace(leaf, shape=row.base_shape).side
+    return 1 / row.gradient, (row.fan_out / row.fan_in / side) ** 0.5
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
     """How a gradient becomes a direction.
 
     coupled: the weight decay is part of the gradient.
+    linear: the direction is proportional to the gradient.
     last: what follows the decay.
+    scales: factors of a weight's gradient and of its direction under a rule for the size of the
+      model; None: not known.
     """
 
     direction: Callable[[ConfigDict, Tree], optax.GradientTransformation]
     coupled: bool = False
+    linear: bool = False
     last: Callable[[Tree], optax.GradientTransformation] | None = None
+    scales: Scales | None = _adam_scales
 
 
+_SGD: dict[str, Any] = {"coupled": True, "linear": True, "scales": _sgd_scales}
 METHODS = {
-    "sgd": Method(lambda o, _: optax.identity(), coupled=True),
-    "momentum": Method(lambda o, _: optax.trace(o.momentum), coupled=True),
-    "nesterov": Method(lambda o, _: optax.trace(o.momentum, nesterov=True), coupled=True),
+    "sgd": Method(lambda o, _: optax.identity(), **_SGD),
+    "momentum": Method(lambda o, _: optax.trace(o.momentum), **_SGD),
+    "nesterov": Method(lambda o, _: optax.trace(o.momentum, nesterov=True), **_SGD),
     "rmsprop": Method(
         lambda o, _: optax.scale_by_rms(o.b2, o.eps, eps_in_sqrt=False), coupled=True
     ),
     "adam": Method(_adam, coupled=True),
     "adamw": Method(_adam),
     "lion": Method(lambda o, _: optax.scale_by_lion(o.b1, o.b2)),
-    "adafactor": Method(_adafactor),
-    "lamb": Method(_adam, last=lambda leaves: per_weight(optax.scale_by_trust_ratio(), leaves)),
-    "muon": Method(_muon),
+    "adafactor": Method(_adafactor, scales=None),
+    "lamb": Method(
+        _adam, last=lambda leaves: per_weight(optax.scale_by_trust_ratio(), leaves), scales=None
+    ),
+    "muon": Method(_muon, scales=_muon_scales),
 }
 NAMES = tuple(METHODS)
 
 
+def _times(factors: Tree) -> list[optax.GradientTransformation]:
+    """Multiplies what it is given leaf by leaf; nothing where all factors are 1."""
+    if all(factor == 1 for factor in jax.tree.leaves(factors)):
+        return []
+    return [optax.stateless(lambda tree, _: jax.tree.map(jnp.multiply, tree, factors))]
+
+
+def _decay(options: ConfigDict, leaves: Tree, after: Tree) -> list[optax.GradientTransformation]:
+    """Of what `decay_mask` says; as strong whatever the direction is multiplied by afterwards."""
+    strength, mask = options.weight_decay, decay_mask(options.decay_mask, leaves)
+    if not strength:
+        return []
+    if not _times(after):
+        return [optax.add_decayed_weights(strength, mask)]
+    by = jax.tree.map(lambda factor, decays: strength * decays / factor, after, mask)
+
+    def update(tree: Tree, params: Tree) -> Tree:
+        return jax.tree.map(lambda u, w, s: u + s * w if s else u, tree, params, by)
+
+    return [optax.stateless(update)]
+
+
 def make(
-    options: ConfigDict, steps: int, params: Tree, shardings: Tree = None
+    options: ConfigDict,
+    steps: int,
+    params: Tree,
+    shardings: Tree = None,
+    rows: Mapping[str, Row] | None = None,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The chain that `config.optimizer` describes, and its learning rate by step.
 
@@ -197,22 +257,41 @@ def make(
       params: the parameters as `Named` values, abstract or not. Plain arrays will do where no
         weights are stacked. The chain itself works on trees of plain arrays.
       shardings: a `NamedSharding` per parameter, where they are spread over a mesh.
+      rows: what the size of the model says of each parameter, by path; none: nothing.
     Raises:
       ValueError: unknown method, schedule or mask.
     """
     method = names.lookup("optimizer.name", options.name, METHODS)
     leaves = describe(params, shardings)
     rate = schedule(options, steps)
+    norm, before, after = _factors(method, leaves, rows or {})
     parts = [method.direction(options, leaves)]
-    if options.weight_decay:
-        mask = decay_mask(options.decay_mask, leaves)
-        decay = optax.add_decayed_weights(options.weight_decay, mask)
-        parts.insert(0 if method.coupled else 1, decay)
+    at = 0 if method.coupled else 1
+    parts[at:at] = _decay(options, leaves, after)
     if options.clip_norm:
-        parts.insert(0, optax.clip_by_global_norm(options.clip_norm))
+        # Clipped is the norm of gradients that are as large as the base's, whatever follows.
+        rest = jax.tree.map(lambda a, b: a / b, before, norm)
+        clip = optax.clip_by_global_norm(options.clip_norm)
+        parts[:0] = [*_times(norm), clip, *_times(rest)]
+    else:
+        parts[:0] = _times(before)
     if method.last is not None:
         parts.append(method.last(leaves))
+    parts += _times(after)
     return optax.chain(*parts, optax.scale_by_learning_rate(rate)), rate
+
+
+def _factors(method: Method, leaves: Tree, rows: Mapping[str, Row]) -> tuple[Tree, Tree, Tree]:
+    """Of gradients before their norm is taken and before the method, and of its directions."""
+    ones = jax.tree.map(lambda leaf: 1.0, leaves)
+    if not rows:
+        return ones, ones, ones
+    scales = method.scales
+    assert scales is not None, "refused when the config is read"
+    pairs = jax.tree.map(lambda leaf: scales(leaf, rows[leaf.path]), leaves)
+    norm = jax.tree.map(lambda leaf: rows[leaf.path].sgd_rate ** 0.5, leaves)
+    before, after = jax.tree.transpose(jax.tree.structure(leaves), None, pairs)
+    return norm, before, after
 
 
 # The part of the peak at step s. w: warmup steps, p: progress from there to the end in 0..1,

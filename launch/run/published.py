@@ -10,6 +10,7 @@ from typing import Any
 
 from launch.run.safetensors_files import read_json
 from nn import names, pretrained
+from nn.learning import parametrisation
 from nn.pretrained import Format
 from nn.pretrained.table import Table
 
@@ -115,6 +116,12 @@ def format_for(
         raise names.unknown("family with a published format", family, families)
     if model_type:
         known = {model_type: names.lookup("model_type of this family", model_type, known)}
+    for field in parametrisation.FACTORS:
+        if hasattr(config, field) and getattr(config, field) != 1:
+            raise ValueError(
+                f"no published format can hold this model: it has model.{field}="
+                f"{getattr(config, field)}, which scale.rule sets, and formats have it not"
+            )
     reasons, able = [], []
     for name, format_ in sorted(known.items()):
         try:

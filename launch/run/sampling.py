@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -231,8 +232,9 @@ class Generation:
 
 
 def check_length(model: Any, prompts: list[list[int]], new_tokens: int) -> None:
-    """ValueError where a prompt and its continuation do not fit the context of a model's config."""
-    limit = model.context_length
+    """ValueError where a prompt and its continuation do not fit the context of a model's config,
+    if it has a limit."""
+    limit = getattr(model, "context_length", sys.maxsize)
     longest = max(len(prompt) for prompt in prompts)
     if new_tokens < 1:
         raise ValueError(f"--length={new_tokens}: must be at least 1")

@@ -12,9 +12,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from launch.run import keys, optimizer, precision
+from launch.run import keys, optimizer, precision, scale
 from nn import names
-from nn.learning import tune
+from nn.learning import parametrisation, tune
 from nn.parallel import schedule
 from nn.parallel.mesh import AXES, USES, parse_rules
 
@@ -99,6 +99,7 @@ CHOICES: dict[str, Callable[[str, Any], Any]] = {
     "optimizer.name": choice(optimizer.NAMES),
     "optimizer.schedule": choice(optimizer.SCHEDULES),
     "optimizer.decay_mask": choice(optimizer.DECAY_MASKS),
+    "scale.rule": choice(parametrisation.RULES),
     "precision.policy": lambda key, value: precision.check(value),
     **{f"mesh.{key}": choice(values) for key, values in USES.items()},
     "mesh.attention": choice(("auto", *USES["attention"])),
@@ -115,7 +116,7 @@ def validate(config: ConfigDict) -> None:
             CHOICES[key](key, value)
         elif isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{key}={value}: must be finite")
-    for check in (_schedule, tune_of, _mesh, _batch, _context, _early_stop):
+    for check in (_schedule, scale.check, tune_of, _mesh, _batch, _context, _early_stop):
         check(config)
 
 

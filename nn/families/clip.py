@@ -60,6 +60,8 @@ class Config:
     logit_scale: float = 2.6592  # first logarithm of the factor of similarities
     logit_bias: float = -10.0  # first bias of similarities, of siglip
     attention_dropout: float = 0.0  # probability: attention weights
+    attention_factor: float = 1.0  # of the scores besides; scale.rule sets it
+    branch_factor: float = 1.0  # of what a branch adds to the residual; scale.rule sets it
     init_std: float = 0.02  # of weights
     remat: str = "none"  # none | block | dots | names | offload: see nn/layers/stack.py
     # what names keeps and offload sends to the host: these, or mlp
@@ -111,9 +113,16 @@ class Config:
             norm_eps=self.norm_eps,
             causal=name == "text" and self.kind == "clip",
             attention_dropout=self.attention_dropout,
+            attention_factor=self.attention_factor,
+            branch_factor=self.branch_factor,
             init_std=self.init_std,
             out_std=self.init_std,
         )
+
+    def factors(self, base: Config) -> dict[str, float]:
+        """What `nn.learning.parametrisation` sets, beside a smaller model."""
+        own, theirs = ([c.tower(name) for name in ("image", "text")] for c in (self, base))
+        return block.factors(own, theirs)
 
 
 class AttentionPool(Layer):
@@ -135,8 +144,9 @@ class AttentionPool(Layer):
         q_HK = self._project("query", p_1D[None], "btd,dhk->bthk")[0, 0]
         k_BTHK = self._project("key", x_BTD, "btd,dhk->bthk")
         v_BTHK = self._project("value", x_BTD, "btd,dhk->bthk")
+        scale = s.score_scale or s.head_dim**-0.5
         scores_BTH = jnp.einsum(
-            "hk,bthk->bth", q_HK * s.head_dim**-0.5, k_BTHK, preferred_element_type=jnp.float32
+            "hk,bthk->bth", q_HK * scale, k_BTHK, preferred_element_type=jnp.float32
         )
         seen_BT = row.patch_BT > 0
         if stages() > 1:  # only the last one has them

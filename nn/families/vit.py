@@ -59,6 +59,8 @@ class Config:
     num_classes: int = 1000  # 0: the output is what was pooled
     dropout: float = 0.0  # probability: embeddings and branches
     attention_dropout: float = 0.0  # probability: attention weights
+    attention_factor: float = 1.0  # of the scores besides; scale.rule sets it
+    branch_factor: float = 1.0  # of what a branch adds to the residual; scale.rule sets it
     init_std: float = 0.02  # of weights
     remat: str = "none"  # none | block | dots | names | offload: see nn/layers/stack.py
     # what names keeps and offload sends to the host: these, or mlp
@@ -119,9 +121,15 @@ class Config:
             layer_scale=self.layer_scale,
             dropout=self.dropout,
             attention_dropout=self.attention_dropout,
+            attention_factor=self.attention_factor,
+            branch_factor=self.branch_factor,
             init_std=self.init_std,
             out_std=self.init_std,
         )
+
+    def factors(self, base: Config) -> dict[str, float]:
+        """What `nn.learning.parametrisation` sets, beside a smaller model."""
+        return block.factors([self.block], [base.block])
 
 
 class Model(Layer):

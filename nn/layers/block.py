@@ -11,6 +11,8 @@ heads, G key and value heads, K head width, L layers.
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -70,11 +72,13 @@ class Spec:
     unbiased: tuple[str, ...] = ()  # of query, key, value, out, mlp: without all the same
     qk_norm: str = "none"  # none | head | row: see nn.layers.attention.Attention
     scale: float = 0.0  # of the scores; 0: 1 / sqrt(head_dim)
+    attention_factor: float = 1.0  # of the scores, besides `scale`
     soft_cap: float = 0.0  # of the scores
     interleaved: bool = False  # pairs of features that the rotary embedding turns
     alibi: bool = False
     windows: tuple[int, ...] = (0,)  # of the layers in turn; 0: no limit
     layer_scale: float = 0.0  # first factor of each branch (Touvron et al. 2021); 0: none
+    branch_factor: float = 1.0  # of what each branch adds to the residual
     dropout: float = 0.0  # of what is added to the residual
     attention_dropout: float = 0.0  # of the attention weights
     mlp_dropout: float = 0.0  # of the hidden units
@@ -87,6 +91,13 @@ class Spec:
         names.lookup("order of norms", self.order, ORDERS)
         names.lookup("norm of queries and keys", self.qk_norm, QK_NORMS)
         activations.get(self.activation)
+
+    @property
+    def score_scale(self) -> float:
+        """Of `nn.layers.attention.Attention`, with the factor."""
+        if self.attention_factor == 1:
+            return self.scale
+        return (self.scale or self.head_dim**-0.5) * self.attention_factor
 
     def window(self, layer: jax.Array) -> int | jax.Array:
         """Of one layer, for `Pattern`."""
@@ -108,6 +119,32 @@ class Spec:
         shape = (self.layers, batch, heads, reach if short else length, self.head_dim)
         room = Cache.zeros(shape, dtype, memory_length=memory, ahead=ahead if short else 0)
         return vary(room, (*BATCH_AXES, *split))
+
+
+def factors(specs: Sequence[Spec], bases: Sequence[Spec]) -> dict[str, float]:
+    """The factors that make scores and branches of a model's stacks as large as those of its base
+    (`nn.learning.parametrisation`): of scores 1 / K in place of 1 / sqrt(K), of branches 1 / L.
+
+    Raises:
+      ValueError: stacks that want different factors, or branches that are normed when they are
+        added, whose size no factor changes.
+    """
+    found: dict[str, float] = {}
+    for spec, base in zip(specs, bases, strict=True):
+        own, theirs = ((s.scale or s.head_dim**-0.5) * s.head_dim for s in (spec, base))
+        here = {"attention_factor": theirs / own, "branch_factor": base.layers / spec.layers}
+        if spec.order == "post" and spec.layers != base.layers:
+            raise ValueError(
+                f"scale.rule: blocks whose norm is after their sum (order 'post') have no rule for "
+                f"{spec.layers} layers beside {base.layers}; nearest: as many as in scale.base"
+            )
+        if not all(math.isclose(value, here[name]) for name, value in found.items()):
+            raise ValueError(
+                f"scale.rule: the stacks of this model want factors of their own, {found} and "
+                f"{here}; nearest: depth and width of heads that grow alike in all stacks"
+            )
+        found = here
+    return found
 
 
 class Seen(struct.PyTreeNode):
@@ -175,6 +212,8 @@ class Block(Layer):
         if s.layer_scale:
             first = initializers.constant(s.layer_scale)
             h_BTD = h_BTD * self.weight(f"{name}_scale", (s.dim,), (None,), first).beside(h_BTD)
+        if s.branch_factor != 1:
+            h_BTD = h_BTD * jnp.asarray(s.branch_factor, h_BTD.dtype)
         return Dropout(s.dropout, ("batch", "tokens", None), self.train)(h_BTD)
 
     def _after(self, name: str, x_BTD: jax.Array, h_BTD: jax.Array) -> jax.Array:
@@ -189,7 +228,7 @@ class Block(Layer):
             head_dim=s.head_dim,
             bias=s.bias,
             unbiased=s.unbiased,
-            scale=s.scale,
+            scale=s.score_scale,
             soft_cap=s.soft_cap,
             dropout=s.attention_dropout,
             train=self.train,

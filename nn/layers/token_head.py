@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from nn import initializers
 from nn.layers import embed
@@ -31,8 +32,11 @@ class TokenModel(Layer):
         tied: bool,
         bias: bool = False,
         table_init: initializers.Initializer | None = None,
+        factor: float = 1.0,
     ) -> None:
+        """factor: of the logits without their bias."""
         size = self.config.vocab_size
+        self.logit_factor = factor
         self.embed = embed.Embed(size, width, dtype, table_init or init)
         self.output = None if tied else embed.Head(size, width, init)
         self.head_offset = None
@@ -44,6 +48,8 @@ class TokenModel(Layer):
 
         weight: `head_weight`, for a loop over pieces of x.
         """
+        if self.logit_factor != 1:
+            x_BTE = x_BTE * jnp.asarray(self.logit_factor, x_BTE.dtype)
         apply = self.embed.attend if self.output is None else self.output
         logits_BTv: jax.Array = apply(x_BTE, weight)
         if self.head_offset is None:

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from nn import parallel
-from nn.learning import tune
+from nn.learning import parametrisation, tune
 from nn.parallel import sequence
 
 
@@ -27,6 +27,7 @@ class Task:
     param_dtype: of the stored parameters. loss_scale: initial factor of the loss; above 1 it
       adapts (float16). stochastic_rounding: of updates to parameters of low precision.
     tune: which parameters are trained, and what is added to them.
+    rows: what the size of the model makes of its first values, by path.
     """
 
     model: nn.Module
@@ -40,12 +41,14 @@ class Task:
     loss_scale: float = 1.0
     stochastic_rounding: bool = False
     tune: tune.Tune = dataclasses.field(default_factory=tune.Tune)
+    rows: Mapping[str, parametrisation.Row] = dataclasses.field(default_factory=dict)
 
     def variables(self, seed: int) -> dict[str, Any]:
         """Initial parameters and statistics, each `Named`; the same numbers on every mesh."""
         found = self.model.init(jax.random.key(seed), *self.example)
         variables = {name: tree for name, tree in found.items() if name != "intermediates"}
-        return {**variables, "params": self.tune.with_factors(variables["params"], seed)}
+        params = parametrisation.scaled(variables["params"], self.rows)
+        return {**variables, "params": self.tune.with_factors(params, seed)}
 
     def variable_specs(self) -> dict[str, Any]:
         """A PartitionSpec per leaf of `variables`, by collection."""

@@ -27,10 +27,14 @@ Initializer = Callable[[jax.Array, Sequence[int]], jax.Array]
 
 
 class Named(struct.PyTreeNode, nn.meta.AxisMetadata[Any]):
-    """A value with one logical name (or None) per dimension, as stored in a variables tree."""
+    """A value with one logical name (or None) per dimension, as stored in a variables tree.
+
+    stddev: of the distribution that the value was drawn from; None where it was not drawn.
+    """
 
     value: Any
     names: Names = struct.field(pytree_node=False)
+    stddev: float | None = struct.field(pytree_node=False, default=None)
 
     def unbox(self) -> Any:
         return self.value
@@ -255,9 +259,11 @@ class Layer(nn.Module):
         It is made in float32; what is applied has the dtype in which it is stored.
         """
         axes = bound_axes(shape, names)
+        stddev = getattr(init, "stddev", None)  # see nn.initializers
 
         def make(key: jax.Array) -> Named:
-            return Named(init(key, local_shape(shape, axes)), names)
+            value = init(key, local_shape(shape, axes))
+            return Named(value, names, None if stddev is None else stddev(shape))
 
         value: Any = self.param(name, make)  # Linen unboxes it
         return Weight(value, axes, self._low_rank(name, axes))

@@ -140,3 +140,21 @@ def test_lookup() -> None:
         initializers.variance_scaling(1.0, "inn", "normal")
     with pytest.raises(ValueError, match="unknown distribution 'gauss'"):
         initializers.variance_scaling(1.0, "in", "gauss")
+
+
+@pytest.mark.parametrize("name", initializers.INITIALIZERS)
+def test_what_is_drawn_says_how_far_it_spreads(name: str) -> None:
+    options = {"constant": {"value": 2.0}}
+    init = initializers.get(name, **(options[name] if name in options else {}))
+    if name in ("zeros", "ones", "constant"):
+        assert not hasattr(init, "stddev")
+        return
+    for shape in ((60, 90), (120, 40)):
+        assert np.std(init(KEY, shape)) == pytest.approx(init.stddev(shape), rel=0.05)
+
+
+def test_the_spread_of_stacked_kernels() -> None:
+    for make in (initializers.orthogonal, initializers.he_normal):
+        init = make(in_axes=(1, 2), out_axes=3, stack_axes=0)
+        shape = (3, 5, 16, 50)
+        assert np.std(init(KEY, shape)) == pytest.approx(init.stddev(shape), rel=0.05)

@@ -62,6 +62,9 @@ class Config:
     pool_norm: bool = False  # and a norm after it
     dropout: float = 0.0  # probability: embeddings, branches, what is pooled
     attention_dropout: float = 0.0  # probability: attention weights
+    attention_factor: float = 1.0  # of the scores besides; scale.rule sets it
+    branch_factor: float = 1.0  # of what a branch adds to the residual; scale.rule sets it
+    logit_factor: float = 1.0  # of the logits; scale.rule sets it
     init_std: float = 0.02  # of weights; order pre: those to the residual / sqrt(2 num_layers)
     remat: str = "none"  # none | block | dots | names | offload: see nn/layers/stack.py
     # what names keeps and offload sends to the host: these, or mlp
@@ -144,9 +147,16 @@ class Config:
             windows=self.windows,
             dropout=self.dropout,
             attention_dropout=self.attention_dropout,
+            attention_factor=self.attention_factor,
+            branch_factor=self.branch_factor,
             init_std=self.init_std,
             out_std=self.init_std * ((2 * self.num_layers) ** -0.5 if pre else 1.0),
         )
+
+    def factors(self, base: Config) -> dict[str, float]:
+        """What `nn.learning.parametrisation` sets, beside a smaller model."""
+        tied = {"logit_factor": base.embed_width / self.embed_width}
+        return block.factors([self.block], [base.block]) | tied
 
     @property
     def rotary(self) -> tuple[Rotary, ...]:

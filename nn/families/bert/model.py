@@ -45,7 +45,8 @@ class Model(TokenModel):
     def setup(self) -> None:
         c = self.config
         init = initializers.normal(c.init_std)
-        self.make_ends(c.embed_width, self.dtype, init, tied=True, bias=c.predicts_tokens)
+        ends: dict[str, Any] = {"bias": c.predicts_tokens, "factor": c.logit_factor}
+        self.make_ends(c.embed_width, self.dtype, init, tied=True, **ends)
         if c.position == "learned":
             rows = c.context_length + c.position_offset
             self.positions = embed.PositionTable(rows, c.embed_width, init)

@@ -47,6 +47,10 @@ class Config:
     attention_dropout: float = 0.0  # of the attention weights
     mlp_dropout: float = 0.0  # of the hidden units
     output_dropout: float = 0.0  # of the memory and of the input of the head
+    attention_factor: float = 1.0  # of the scores besides; scale.rule sets it
+    branch_factor: float = 1.0  # of what a branch adds to the residual; scale.rule sets it
+    logit_factor: float = 1.0  # of the logits; scale.rule sets it
+    embed_factor: float = 1.0  # of the token vectors besides; scale.rule sets it
     init_std: float = 0.02  # of weights
     embed_std: float = 0.0  # of the embedding table; 0: init_std
     remat: str = "none"  # none | block | dots | names | offload: see nn/layers/stack.py
@@ -95,7 +99,18 @@ class Config:
 
     @property
     def embed_scale(self) -> float:
-        return float(self.dim**0.5) if self.scale_embeddings else 1.0
+        return self.embed_factor * (float(self.dim**0.5) if self.scale_embeddings else 1.0)
+
+    def factors(self, base: Config) -> dict[str, float]:
+        """What `nn.learning.parametrisation` sets, beside a smaller model."""
+        own, theirs = ([c.encoder, c.decoder] for c in (self, base))
+        less = base.dim / self.dim
+        # `scale_head` and `scale_embeddings` follow the root of the width.
+        head = less if self.tie_embeddings else 1.0
+        return block.factors(own, theirs) | {
+            "logit_factor": head / less**0.5 if self.scale_head else head,
+            "embed_factor": less**0.5 if self.scale_embeddings else 1.0,
+        }
 
     @property
     def around(self) -> Around:
@@ -138,6 +153,8 @@ class Config:
             dropout=self.dropout,
             attention_dropout=self.attention_dropout,
             mlp_dropout=self.mlp_dropout,
+            attention_factor=self.attention_factor,
+            branch_factor=self.branch_factor,
             init_std=self.init_std,
             out_std=self.init_std,
         )

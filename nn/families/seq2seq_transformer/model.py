@@ -40,6 +40,7 @@ class Model(EncoderDecoder):
             initializers.normal(c.init_std),
             tied=c.tie_embeddings,
             bias=c.head_bias,
+            factor=c.logit_factor,
             table_init=initializers.normal(c.embed_std or c.init_std),
         )
         remat = (c.remat, c.remat_names, c.scan_unroll)

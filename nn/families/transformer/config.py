@@ -50,12 +50,15 @@ class Config:
     unbiased: tuple[str, ...] = ()  # of query, key, value, out, mlp: without all the same
     qk_norm: str = "none"  # none | head | row: RMS norm of queries and keys
     attention_scale: float = 0.0  # factor of the scores; 0: 1 / sqrt(head_dim)
+    attention_factor: float = 1.0  # of the scores besides; scale.rule sets it
     attention_cap: float = 0.0  # scores stay within this, by a tanh; 0: no cap
+    logit_factor: float = 1.0  # of the logits; scale.rule sets it
     logit_cap: float = 0.0  # logits stay within this, by a tanh; 0: no cap
     head_bias: bool = False
     tie_embeddings: bool = True  # the head is the embedding table
     # a query sees this many positions up to itself, layer by layer in turn; 0: all
     windows: tuple[int, ...] = (0,)
+    branch_factor: float = 1.0  # of what a branch adds to the residual; scale.rule sets it
     dropout: float = 0.0  # probability: of embeddings, branches and attention weights
     attention_dropout: float = -1.0  # of the attention weights; -1: as dropout
     init_std: float = 0.02  # of weights; those that write to the residual: / sqrt(2 num_layers)
@@ -170,16 +173,23 @@ class Config:
             unbiased=self.unbiased,
             qk_norm=self.qk_norm,
             scale=self.attention_scale,
+            attention_factor=self.attention_factor,
             soft_cap=self.attention_cap,
             interleaved=self.rope_interleaved,
             alibi=self.position == "alibi",
             windows=self.windows,
+            branch_factor=self.branch_factor,
             dropout=self.dropout,
             attention_dropout=self.attention_rate,
             init_std=self.init_std,
             out_std=self.init_std * (2 * self.num_layers) ** -0.5,
             experts=self.experts,
         )
+
+    def factors(self, base: Config) -> dict[str, float]:
+        """What `nn.learning.parametrisation` sets, beside a smaller model."""
+        tied = base.embed_width / self.embed_width if self.tie_embeddings else 1.0
+        return block.factors([self.block], [base.block]) | {"logit_factor": tied}
 
     @property
     def rotary(self) -> tuple[Rotary, ...]:

@@ -44,7 +44,8 @@ class Model(TokenModel):
         c = self.config
         init = initializers.normal(c.init_std)
         tied, bias = c.tie_embeddings, c.head_bias
-        self.make_ends(c.embed_width, self.dtype, init, tied=tied, bias=bias)
+        ends: dict[str, Any] = {"tied": tied, "bias": bias, "factor": c.logit_factor}
+        self.make_ends(c.embed_width, self.dtype, init, **ends)
         if c.embed_dim:  # Lan et al. 2020, section 3.1
             self.project_in = Dense(c.dim, (None, "embed"), False, kernel_init=init)
             self.project_out = Dense(c.embed_dim, ("embed", None), False, kernel_init=init)

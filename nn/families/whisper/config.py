@@ -31,6 +31,9 @@ class Config:
     dropout: float = 0.0  # probability: embeddings, branches
     attention_dropout: float = 0.0  # of the attention weights
     mlp_dropout: float = 0.0  # of the hidden units
+    attention_factor: float = 1.0  # of the scores besides; scale.rule sets it
+    branch_factor: float = 1.0  # of what a branch adds to the residual; scale.rule sets it
+    logit_factor: float = 1.0  # of the logits; scale.rule sets it
     init_std: float = 0.02  # of weights but those of convolutions
     remat: str = "none"  # none | block | dots | names | offload: see nn/layers/stack.py
     # what names keeps and offload sends to the host: these, or mlp
@@ -59,6 +62,12 @@ class Config:
         activations.get(self.activation)
         remat_policy(self.remat, self.remat_names)
 
+    def factors(self, base: Config) -> dict[str, float]:
+        """What `nn.learning.parametrisation` sets, beside a smaller model."""
+        own, theirs = ([c.encoder, c.decoder] for c in (self, base))
+        tied = base.dim / self.dim if self.tie_embeddings else 1.0
+        return block.factors(own, theirs) | {"logit_factor": tied}
+
     @property
     def encoder(self) -> block.Spec:
         return self._stack(self.encoder_layers, self.num_heads, self.mlp_dim, decoder=False)
@@ -84,6 +93,8 @@ class Config:
             dropout=self.dropout,
             attention_dropout=self.attention_dropout,
             mlp_dropout=self.mlp_dropout,
+            attention_factor=self.attention_factor,
+            branch_factor=self.branch_factor,
             init_std=self.init_std,
             out_std=self.init_std,
         )

@@ -85,7 +85,8 @@ class Model(EncoderDecoder):
 
     def setup(self) -> None:
         c = self.config
-        self.make_ends(c.dim, self.dtype, initializers.normal(c.init_std), tied=c.tie_embeddings)
+        ends: dict[str, Any] = {"tied": c.tie_embeddings, "factor": c.logit_factor}
+        self.make_ends(c.dim, self.dtype, initializers.normal(c.init_std), **ends)
         self.stem = Stem(c, self.dtype)
         remat = (c.remat, c.remat_names, c.scan_unroll)
         self.encoder = Side(c.encoder, Around(), remat, self.dtype, self.train)

@@ -13,6 +13,7 @@ from launch.run import sampling, stream, text
 from launch.run.logits import Sampling
 from launch.run.sampling import Generation, Trained
 from nn import parallel
+from nn.families import neural_lm
 from tests.launch.run.rows_of_tokens import Tiny, mesh_of
 
 TINY = Tiny(vocab_size=256)
@@ -115,3 +116,9 @@ def test_a_draft_with_a_shorter_context_is_refused() -> None:
     draft = dataclasses.replace(model, model=type(TINY.model)(short))
     with pytest.raises(ValueError, match="exceed model.context_length=20; nearest: --length=17"):
         generation(Sampling(), model, draft=draft)
+
+
+def test_a_model_without_a_limit_goes_on_for_ever() -> None:
+    sampling.check_length(neural_lm.Config(), [[1]], 10**6)
+    with pytest.raises(ValueError, match="at least 1"):
+        sampling.check_length(neural_lm.Config(), [[1]], 0)

@@ -53,6 +53,7 @@ EDGES = {
     "optimizer.name": [("muon", "moon")],
     "optimizer.schedule": [("linear", "liner")],
     "optimizer.decay_mask": [("all", "kernel")],
+    "scale.rule": [("standard", "mupp")],
     "precision.policy": [("bfloat16_params", "bf16")],
     "mesh.schedule": [("gpipe", "gpip")],
     "mesh.attention": [("ulysses", "ulises")],
@@ -63,7 +64,7 @@ EDGES = {
 FREE = {"tune.base", "data.dir", "metrics.tensorboard", "metrics.wandb", "metrics.wandb_project"}
 FREE |= {"mesh.sequence_parallel", "sample.prompt", "train.early_stop_metric", "model.preset"}
 FREE |= {"model.family", "objective.name", "rule.name", "data.name"}  # files: test_config.py
-FREE |= {"model.pretrained"}  # test_published.py
+FREE |= {"model.pretrained", "scale.base"}  # test_published.py, test_scale.py
 
 
 def test_every_key_is_checked_or_free() -> None:
