@@ -42,6 +42,7 @@ def _data(config: ConfigDict) -> None:
     config.data.seed = placeholder(int)  # of the order of the examples; none: config.seed
     config.data.prefetch = 2  # batches made ahead of the step
     config.data.eval_batches = 0  # batches per evaluation; 0: the whole split
+    config.data.eval_batch_size = 0  # examples of each, a multiple of batch_size; 0: as many
 
 
 def _optimizer(config: ConfigDict) -> None:

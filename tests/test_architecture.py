@@ -53,7 +53,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "launch.run": _ALL_NN | {"launch.data", "launch.cluster", "experiments"},
     "launch.bench": _ALL_NN | _MACHINERY,
     "launch.sweeping": _ALL_NN | _MACHINERY,
-    "launch": _ALL_NN | _MACHINERY | {"launch.bench", "launch.sweeping"},
+    "launch.laws": _ALL_NN | _MACHINERY | {"launch.sweeping"},
+    "launch": _ALL_NN | _MACHINERY | {"launch.bench", "launch.sweeping", "launch.laws"},
 }
 SIBLINGS_APART = ("nn.families", "nn.pretrained")  # their files never import each other
 

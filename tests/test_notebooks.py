@@ -79,6 +79,16 @@ def test_transformers_runs(tmp_path: Path, user_environment: dict[str, str]) -> 
     assert "qwermylknjhpqwerm -> " in printed
 
 
+@pytest.mark.slow
+def test_scaling_laws_runs(tmp_path: Path, user_environment: dict[str, str]) -> None:
+    printed = executed("scaling_laws", tmp_path, user_environment)
+    assert "N and D do not vary apart" in printed
+    assert "the minimum was not seen; add smaller models" in printed
+    assert "100% of 72 starts" in printed
+    assert "9 done" in printed
+    assert printed.count("image/png") == 1
+
+
 EXECUTE = """
 import sys
 import nbclient, nbformat

@@ -238,13 +238,20 @@ def _check_fit(config: FrozenConfigDict, spec: Spec) -> None:
         )
 
 
+def eval_rows(config: FrozenConfigDict) -> int:
+    """Examples of a batch of evaluation."""
+    rows: int = config.data.eval_batch_size or config.data.batch_size
+    return rows
+
+
 def loader(config: FrozenConfigDict, source: Source, train: bool) -> Loader:
     """Batches of one split: the rows that the devices of this process hold."""
+    size = config.data.batch_size if train else eval_rows(config)
     alone = jax.process_count() == 1
     shares, share_count = ([0], 1) if alone else parallel.row_shares(_mesh(config))
     return Loader(
         source,
-        batch_size=config.data.batch_size,
+        batch_size=size,
         seed=config.seed if config.data.seed is None else config.data.seed,
         train=train,
         shares=shares,

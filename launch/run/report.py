@@ -8,7 +8,7 @@ from typing import Any
 
 from launch.run import config as configs
 from launch.run import resolve, sampling
-from launch.run.build import Run
+from launch.run.build import Run, eval_rows
 from launch.run.decode import Sampling
 
 
@@ -20,7 +20,7 @@ def baselines(run: Run, split: str) -> dict[str, float]:
     if not hasattr(module, "baselines") or hasattr(run.rule.task.objective, "TASKS"):
         return {}
     data = run.config.data
-    targets = data.eval_batches * data.batch_size * data.sequence_length or None
+    targets = data.eval_batches * eval_rows(run.config) * data.sequence_length or None
     found: dict[str, float] = module.baselines(
         configs.section(run.config, "data"), split, data.dir, targets
     )

@@ -65,6 +65,7 @@ RULES: dict[str, Rule] = {
     "data.seed": SEED,
     "data.prefetch": COUNT_OR_OFF,
     "data.eval_batches": COUNT_OR_OFF,
+    "data.eval_batch_size": COUNT_OR_OFF,
     "optimizer.learning_rate": POSITIVE,
     "optimizer.warmup_steps": COUNT_OR_OFF,
     "optimizer.decay_steps": COUNT,
@@ -162,6 +163,13 @@ def _batch(config: ConfigDict) -> None:
                 f"data.batch_size={size} is not divisible by {key}={count}; "
                 f"nearest: data.batch_size={max(round(size / count), 1) * count}"
             )
+    # What divides the one then divides the other: the mesh, the microbatches of a pipeline.
+    if config.data.eval_batch_size % size:
+        nearest = max(round(config.data.eval_batch_size / size), 1) * size
+        raise ValueError(
+            f"data.eval_batch_size={config.data.eval_batch_size} is no multiple of "
+            f"data.batch_size={size}; nearest: {nearest}"
+        )
 
 
 def _context(config: ConfigDict) -> None:

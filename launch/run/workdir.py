@@ -35,7 +35,9 @@ NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 STATES = ("running", "done", "preempted", "failed")
 
 # What a run may change when it goes on: how long, how often, on which devices, what it reports.
-MAY_CHANGE = re.compile(r"(train|mesh|metrics|sample)\..*|data\.(dir|prefetch|eval_batches)")
+MAY_CHANGE = re.compile(
+    r"(train|mesh|metrics|sample)\..*|data\.(dir|prefetch|eval_batches|eval_batch_size)"
+)
 
 _OWN = re.compile(
     r"(config|env|status|run)\.json|metrics\.jsonl|.*\.txt|lock|checkpoints|events|profile|\..*|.*\.tmp"

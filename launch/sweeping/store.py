@@ -56,7 +56,9 @@ class Store:
             return
         if not self.path.is_dir():
             raise NotADirectoryError(f"--workdir={self.path} is a file; name a directory")
-        others = sorted(p.name for p in self.path.iterdir() if not p.name.startswith("."))
+        names = (p.name for p in self.path.iterdir())
+        # Another queue that starts at this moment is about to give sweep.json its name.
+        others = sorted(x for x in names if not x.startswith(".") and x != "sweep.json.tmp")
         if others and not (self.path / "sweep.json").exists():
             raise FileExistsError(
                 f"--workdir={self.path} is no directory of a sweep (it holds {others[0]}): "

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.laws import planner, study
 from launch.run import config, resolve
 from tests import update_golden
 
@@ -73,3 +74,17 @@ def test_golden_files_are_written_and_stale_ones_deleted(
     (tmp_path / "configs" / "old.json").touch()
     assert update_golden.update("configs", tmp_path) == [tmp_path / "configs" / "a.json"]
     assert [path.name for path in (tmp_path / "configs").iterdir()] == ["a.json"]
+
+
+def test_every_study_loads_and_its_models_can_be_made() -> None:
+    found = []
+    for experiment in resolve.experiments():
+        if not hasattr(
+            resolve.load_experiment(resolve.find_experiment(experiment)[0]), "get_study"
+        ):
+            continue
+        made = study.load(experiment)
+        for width in made.widths:
+            config.load(experiment, config.overrides_of(planner.of_width(made, width)))
+        found.append(Path(experiment).stem)
+    assert {"scaling_bytes", "scaling_transformer"} <= set(found)

@@ -34,7 +34,8 @@ CHINCHILLA_SHAPE = (0.34, 0.28)  # alpha and beta of the bias bound, where no fi
 
 @dataclass(frozen=True)
 class Minimum:
-    """The vertex of one budget. `draws`: ln N* of resampled residuals; NaN where none was found."""
+    """The vertex of one budget. draws, loss_draws: ln N* and L of resampled residuals; NaN where
+    none was found."""
 
     C: float
     N: float
@@ -45,6 +46,7 @@ class Minimum:
     akima_N: float
     parametric_N: float  # NaN without a parametric fit
     draws: Array
+    loss_draws: Array
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ def _minimum(
     fitted = design @ (curvature, slope, level)
     scale = np.sqrt(len(n) / max(len(n) - 3, 1))
     noise = rng.choice((L - fitted) * scale, (RESAMPLES, len(n)))
-    c2, c1, _ = solver @ (fitted + noise).T
+    c2, c1, c0 = solver @ (fitted + noise).T
     with np.errstate(divide="ignore", invalid="ignore"):
         draws = np.where(c2 > 0, middle - c1 / (2 * c2), np.nan)
     draws[(draws < n[0]) | (draws > n[-1])] = np.nan
@@ -198,6 +200,7 @@ def _minimum(
         akima_N=_akima(n, L),
         parametric_N=reached,
         draws=draws,
+        loss_draws=np.where(np.isfinite(draws), c0 - c1**2 / (4 * c2), np.nan),
     )
 
 

@@ -1,0 +1,1 @@
+"""Scaling-law studies: what to run, what it costs, what the results say."""
