@@ -56,7 +56,14 @@ def compiled(plan: planning.Planner, mesh: dict[str, int]) -> Any:
     return step.lower(abstract_state(rule), batch).compile().memory_analysis()
 
 
-@pytest.mark.parametrize("mesh", [sizes(fsdp=8), sizes(fsdp=4, tensor=2), sizes(tensor=4, data=2)])
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        sizes(fsdp=8),
+        pytest.param(sizes(fsdp=4, tensor=2), marks=pytest.mark.slow),
+        pytest.param(sizes(tensor=4, data=2), marks=pytest.mark.slow),
+    ],
+)
 def test_state_bytes_are_those_that_the_compiler_passes(mesh: dict[str, int]) -> None:
     plan = planner("optimizer.name=adafactor" if mesh["fsdp"] == 4 else "optimizer.name=adamw")
     predicted = sum(plan.state_bytes(mesh).values())
@@ -73,6 +80,7 @@ def test_kept_activations_are_about_what_the_compiler_allocates(mesh: dict[str, 
     assert predicted == pytest.approx(compiled(plan, mesh).temp_size_in_bytes, rel=0.2)
 
 
+@pytest.mark.slow
 def test_memory_of_blocks_computed_again_grows_with_the_batch_as_compiled() -> None:
     """XLA on CPUs also keeps operands of the products in a second layout, hence the wide bounds."""
     mesh, predicted, found = sizes(fsdp=8), [], []

@@ -14,6 +14,7 @@ EDGES = {
     "data.seed": [("0", "-1")],
     "data.prefetch": [("0", "-1")],
     "data.eval_batches": [("0", "-1")],
+    "data.eval_batch_size": [("0", "-1"), ("64", "33")],
     "optimizer.learning_rate": [("1e-9", "0"), ("1", "inf"), ("1", "nan")],
     "optimizer.warmup_steps": [("0", "-1"), ("50", "51")],
     "optimizer.decay_steps": [("1", "0")],

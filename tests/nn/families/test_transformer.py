@@ -59,7 +59,14 @@ def initial(config: Config, tokens: Any) -> Any:
     return parallel.unbox(Model(config).init(jax.random.key(0), tokens))["params"]
 
 
-@pytest.mark.parametrize("field", [{"scan_unroll": 0}, {"remat": "block"}, {"remat": "dots"}])
+@pytest.mark.parametrize(
+    "field",
+    [
+        pytest.param({"scan_unroll": 0}, marks=pytest.mark.slow),
+        {"remat": "block"},
+        pytest.param({"remat": "dots"}, marks=pytest.mark.slow),
+    ],
+)
 def test_unrolling_and_recomputation_change_nothing(field: dict[str, Any]) -> None:
     (tokens,) = transformer.example(TINY, 2)
     params = initial(TINY, tokens)
@@ -75,7 +82,7 @@ def test_unrolling_and_recomputation_change_nothing(field: dict[str, Any]) -> No
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", but_slow(CONFIGS, "experts"))
+@pytest.mark.parametrize("name", but_slow(CONFIGS, "experts", "gpt-j", "olmo"))
 def test_cached_decoding_equals_the_full_pass(name: str) -> None:
     config = CONFIGS[name]
     tokens = jax.random.randint(jax.random.key(1), (3, 12), 0, config.vocab_size)
@@ -121,7 +128,7 @@ def test_a_window_keeps_no_more_than_it_needs(name: str) -> None:
         np.testing.assert_allclose(logits, wanted, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", but_slow(CONFIGS, "gpt"))
+@pytest.mark.parametrize("name", but_slow(CONFIGS, "gpt", "experts"))
 def test_packed_documents_do_not_see_each_other(name: str) -> None:
     config = CONFIGS[name]
     tokens = jax.random.randint(jax.random.key(1), (1, 12), 0, config.vocab_size)

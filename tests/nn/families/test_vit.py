@@ -147,11 +147,12 @@ def test_places_move_in_training_only_and_with_the_key() -> None:
     ("mesh", "rules"),
     [
         ({"pipe": 2, "context": 2, "tensor": 2}, {"microbatches": 2}),
-        pytest.param({"fsdp": 2, "context": 4}, {"attention": "ulysses"}, marks=pytest.mark.slow),
-        pytest.param({"context": 8}, {"attention": "gather"}, marks=pytest.mark.slow),
+        ({"fsdp": 2, "context": 4}, {"attention": "ulysses"}),
+        ({"context": 8}, {"attention": "gather"}),
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_rotary_positions_on_meshes(mesh: dict[str, int], rules: dict[str, Any]) -> None:
     config = dataclasses.replace(DINOV3, mask_token=False)
     want = cases.measure("vit", config, {})

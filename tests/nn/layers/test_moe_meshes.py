@@ -114,6 +114,7 @@ def test_no_choice_hangs_by_a_hair(name: str) -> None:
     assert min(MARGINS[name]) > 1e-5, "choose other seeds or sizes"
 
 
+@pytest.mark.slow
 def test_evaluation_is_without_auxiliary_losses() -> None:
     def losses(config: Any) -> tuple[float, float]:
         rule = cases.make_rule("transformer", config, {}, parallel.Rules())
@@ -129,6 +130,7 @@ def test_evaluation_is_without_auxiliary_losses() -> None:
     np.testing.assert_allclose([measured, plain[0]], plain[1], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_accumulation_takes_the_bias_along() -> None:
     """One update of the bias per part, and the same on a mesh."""
     config = dataclasses.replace(DEEPSEEK, router_jitter=0.0)
