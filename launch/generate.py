@@ -48,16 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> arguments.Parser:
     parser = arguments.parser("generate", __doc__, EXAMPLE)
-    parser.add_argument("--workdir", metavar="DIR", help="directory of a run")
-    parser.add_argument(
-        "--pretrained", metavar="DIR", help="with config.json, safetensors and a tokeniser"
-    )
-    parser.add_argument("--step", type=int, help="checkpoint to read; the newest by default")
-    parser.add_argument(
-        "--tokenizer",
-        metavar="DIR",
-        help="with tokenizer.json or a sentencepiece model; by default that beside the weights",
-    )
+    arguments.add_model(parser, "tokenizer.json or a sentencepiece model")
     parser.add_argument("--prompt", action="append", help="text to continue; may be repeated")
     parser.add_argument("--prompts", metavar="FILE", help="a file with one prompt per line")
     parser.add_argument("--length", type=int, default=200, help="most new tokens per prompt")

@@ -67,16 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _parser() -> arguments.Parser:
     parser = arguments.parser("transcribe", __doc__, EXAMPLE)
-    parser.add_argument("--workdir", metavar="DIR", help="directory of a run")
-    parser.add_argument(
-        "--pretrained", metavar="DIR", help="with config.json, safetensors and a tokeniser"
-    )
-    parser.add_argument("--step", type=int, help="checkpoint to read; the newest by default")
-    parser.add_argument(
-        "--tokenizer",
-        metavar="DIR",
-        help="with tokenizer.json and generation_config.json; by default that with the weights",
-    )
+    arguments.add_model(parser, "tokenizer.json and generation_config.json")
     parser.add_argument(
         "--audio", action="append", required=True, metavar="FILE.wav", help="may be repeated"
     )

@@ -59,6 +59,7 @@ class Minima:
     draws: Array
     scatter: float
     error: float
+    size_error: float  # the same of the logarithms of N*
 
     @property
     def findings(self) -> list[Finding]:
@@ -88,6 +89,7 @@ class Parametric:
     future: list[holdout.HeldOut]
     error: float
     minima_error: float = math.nan  # as `Minima.error`: of the lowest losses of later slices
+    size_error: float = math.nan  # as `Minima.size_error`
 
     @property
     def name(self) -> str:
@@ -142,6 +144,21 @@ class Analysis:
         return self.parametric if better else self.minima
 
     @property
+    def allocator(self) -> Minima | Parametric:
+        """What says how a budget is best spent: of least hold-out error of N*. The law with the
+        best losses need not be it, as losses are flat about their minimum."""
+        if self.minima is None or self.parametric is None:
+            return self.chosen
+        other = self.parametric.size_error
+        better = math.isfinite(other) and not self.minima.size_error <= other
+        return self.parametric if better else self.minima
+
+    def forecast(self, C: float) -> Forecast:
+        """The loss by `chosen`, the allocation by `allocator`."""
+        spent = self.allocator.forecast(C)
+        return dataclasses.replace(self.chosen.forecast(C), N=spent.N, D=spent.D)
+
+    @property
     def red(self) -> list[Finding]:
         """What forbids the forecast: about the runs, or about the law that makes it. That another
         law is worse, or disagrees, does not, once hold-out has decided."""
@@ -175,8 +192,8 @@ def analyse(
     parametric = _parametric(view, form, delta, resamples, refused)
     minima = _minima(view, window, parametric, refused)
     if parametric is not None and minima is not None:
-        error = _foretelling_minima(parametric.fit, minima.fit)
-        parametric = dataclasses.replace(parametric, minima_error=error)
+        error, size_error = _foretelling_minima(parametric.fit, minima.fit)
+        parametric = dataclasses.replace(parametric, minima_error=error, size_error=size_error)
     if parametric is None and minima is None:
         reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
         raise ValueError(f"these runs determine no law. {reasons}")
@@ -218,12 +235,13 @@ def _parametric(
     return Parametric(fit, boot, choices, laws.leave_future_out(fit), error)
 
 
-def _foretelling_minima(fit: laws.Fit, minima: IsoFlop) -> float:
-    """The hold-out error of a parametric law where it matters: fitted to the budgets below each
-    slice, against the minimum of that slice; for those that parabolas can be held to as well."""
+def _foretelling_minima(fit: laws.Fit, minima: IsoFlop) -> tuple[float, float]:
+    """The hold-out errors of a parametric law where they matter, of L* and of ln N*: fitted to the
+    budgets below each slice, against the minimum of that slice; for those that parabolas can be
+    held to as well."""
     if not {"N", "D"} <= set(fit.form.columns):
-        return math.nan
-    errors = []
+        return math.nan, math.nan
+    errors, sizes = [], []
     for later in minima.minima[2:]:
         below = fit.view.table.keep(fit.view.C < 0.99 * later.C, "held out")
         try:
@@ -232,8 +250,14 @@ def _foretelling_minima(fit: laws.Fit, minima: IsoFlop) -> float:
                 below, name, convention=fit.view.convention, delta=fit.delta, pin=pins
             )
         except ValueError:
-            return math.nan
-        errors.append(float(laws.optimal(known, C=later.C).L[0]) / later.L - 1)
+            return math.nan, math.nan
+        best = laws.optimal(known, C=later.C)
+        errors.append(float(best.L[0]) / later.L - 1)
+        sizes.append(math.log(float(best.N[0]) / later.N))
+    return _rms(errors), _rms(sizes)
+
+
+def _rms(errors: Sequence[float]) -> float:
     return float(np.sqrt(np.mean(np.square(errors)))) if errors else math.nan
 
 
@@ -257,12 +281,14 @@ def _minima(
     rng = np.random.default_rng(0)
     noisy = intercept + slope * log_C + scatter * rng.normal(size=(RESAMPLES, len(log_C)))
     draws = np.polyfit(log_C, noisy.T, 1).T
-    errors = []
+    log_N = np.log([m.N for m in fit.minima])
+    errors, sizes = [], []
     for last in range(2, len(log_C)):
-        d, c = np.polyfit(log_C[:last], log_L[:last], 1)
+        (d, a), (c, k) = np.polyfit(log_C[:last], np.stack([log_L, log_N])[:, :last].T, 1)
         errors.append(math.expm1(c + d * log_C[last] - log_L[last]))
-    error = float(np.sqrt(np.mean(np.square(errors)))) if errors else math.nan
-    return Minima(fit, float(slope), float(intercept), draws, scatter, error)
+        sizes.append(k + a * log_C[last] - log_N[last])
+    ends = float(slope), float(intercept)
+    return Minima(fit, *ends, draws, scatter, _rms(errors), _rms(sizes))
 
 
 def _findings(

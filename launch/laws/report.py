@@ -42,7 +42,7 @@ def check(made: Analysis, held: Table, budgets: Iterable[float]) -> list[Checked
     for budget in sorted({*known, *budgets}):
         losses = known.get(budget, np.asarray([]))
         best = float(losses.min()) if len(losses) else None
-        found.append(Checked(made.chosen.forecast(budget), best, len(losses)))
+        found.append(Checked(made.forecast(budget), best, len(losses)))
     return found
 
 
@@ -54,6 +54,9 @@ def verdict(made: Analysis, checked: Sequence[Checked]) -> str:
     name = NAMES["isoflop"] if isinstance(chosen, Minima) else chosen.name
     text = f"{name}, chosen by hold-out" if math.isfinite(chosen.error) else name
     error = chosen.error if isinstance(chosen, Minima) else chosen.minima_error
+    if made.allocator is not chosen:
+        sizes = made.allocator
+        text += f"; N* by {NAMES['isoflop'] if isinstance(sizes, Minima) else sizes.name}"
     if math.isfinite(error):
         text += f" (lowest losses of later slices foretold within {error:.2%})"
     for one in checked:

@@ -44,6 +44,18 @@ def parser(command: str, doc: str, example: str) -> Parser:
     return made
 
 
+def add_model(made: Parser, beside: str) -> None:
+    """The flags that name a trained model, and its tokeniser; beside: what lies with that."""
+    made.add_argument("--workdir", metavar="DIR", help="directory of a run")
+    made.add_argument(
+        "--pretrained", metavar="DIR", help="with config.json, safetensors and a tokeniser"
+    )
+    made.add_argument("--step", type=int, help="checkpoint to read; the newest by default")
+    made.add_argument(
+        "--tokenizer", metavar="DIR", help=f"with {beside}; by default that with the weights"
+    )
+
+
 def parse(
     made: Parser, argv: Sequence[str] | None
 ) -> tuple[argparse.Namespace, str | None, list[str]]:

@@ -14,6 +14,7 @@ functions are batched: S sets of parameters, P parameters, I runs, K features; x
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -28,7 +29,7 @@ LOGARITHM = (-80.0, 80.0)
 LEAST_E = 1e-4  # of the lowest loss; pin E = 0 for none at all
 
 
-class Form:
+class Form(abc.ABC):
     """A law. Subclasses give the names and `value_and_jacobian`; the rest is shared."""
 
     name: ClassVar[str]
@@ -49,18 +50,18 @@ class Form:
         """(K, I): logarithms of the columns, unless a form needs something else."""
         return np.log(np.stack([columns[name] for name in self.columns]))
 
+    @abc.abstractmethod
     def value_and_jacobian(self, phi_SP: Array, x_KI: Array) -> tuple[Array, Array]:
         """ln L, (S, I), and its derivatives by phi, (S, P, I)."""
-        raise NotImplementedError
 
     def starts(self, x_KI: Array, log_loss: Array) -> Array:
         """(S, P) starting points for centred features; every combination of a few values each."""
         grids = np.meshgrid(*self.grid(x_KI, log_loss), indexing="ij")
         return np.stack([grid.reshape(-1) for grid in grids], axis=1)
 
+    @abc.abstractmethod
     def grid(self, x_KI: Array, log_loss: Array) -> list[list[float]]:
         """Starting values of each parameter, in the order of phi."""
-        raise NotImplementedError
 
     def bounds(self, log_loss: Array) -> tuple[Array, Array]:
         """(P,), (P,): lower and upper bounds of phi. E stays above LEAST_E of the lowest loss."""

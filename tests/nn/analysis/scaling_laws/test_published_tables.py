@@ -23,10 +23,7 @@ REFITS = {
 
 @pytest.fixture(scope="module")
 def table() -> Table:
-    path = os.environ.get("TESSERA_CHINCHILLA_CSV", "")
-    if not path:
-        pytest.skip("TESSERA_CHINCHILLA_CSV is not set")
-    with Path(path).open(newline="") as file:
+    with Path(os.environ["TESSERA_CHINCHILLA_CSV"]).open(newline="") as file:
         rows = list(csv.DictReader(file))
     return Table.from_rows(rows, N="Model Size", C="Training FLOP", L="loss")
 
